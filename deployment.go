@@ -1,0 +1,78 @@
+package atelier
+
+// Deployment says that a model version shall serve on the devices that its
+// selector names.
+type Deployment struct {
+	Meta
+	Description string `json:"description,omitempty"`
+	Model       string `json:"model"`      // the model's name
+	Version     int    `json:"version"`    // the version's number; always resolved, never "latest"
+	VersionID   string `json:"version_id"` // the version's id
+	// Endpoint is the name under which the devices' gateways serve the module.
+	Endpoint string   `json:"endpoint"`
+	Selector Selector `json:"selector"`
+	Target   string   `json:"target,omitempty"` // the kind of target; "" is the device's own default
+	Limits   Limits   `json:"limits"`
+	// Rollout is the id of the deployment's present content: a new one with each
+	// change of version, selector, limits or settings. Request ids carry it.
+	Rollout string `json:"rollout"`
+}
+
+// Selector names devices, by labels or one by one. A device is selected when
+// it is listed in Devices, or carries every pair of Labels, or All is set.
+type Selector struct {
+	All     bool     `json:"all,omitempty"`
+	Labels  Labels   `json:"labels,omitempty"`
+	Devices []string `json:"devices,omitempty"` // ids
+}
+
+// Match reports whether d is selected.
+func (s Selector) Match(d *Device) bool {
+	if s.All || d.Labels.Match(s.Labels) {
+		return true
+	}
+	for _, id := range s.Devices {
+		if id == d.ID {
+			return true
+		}
+	}
+	return false
+}
+
+// Limits bound what a module may use. Zero is no limit.
+type Limits struct {
+	Memory int64   `json:"memory_bytes,omitempty"`
+	CPUs   float64 `json:"cpus,omitempty"`
+}
+
+// Endpoint is a named REST endpoint of a workspace, answered by the gateways of
+// the devices that its deployment selects. Two keys give access to it, so that
+// one can be changed while the other is in use.
+type Endpoint struct {
+	Meta
+	Deployment string `json:"deployment"` // the deployment's id
+	// Keys hold the SHA-256 of the primary and the secondary key, in hex. The
+	// keys themselves are in the workspace's vault.
+	Keys EndpointKeys `json:"keys"`
+}
+
+// EndpointKeys are the hashes (SHA-256, hex) of an endpoint's two keys.
+type EndpointKeys struct {
+	Primary   string `json:"primary"`
+	Secondary string `json:"secondary"`
+}
+
+// DeviceStatus is a deployment's state on one device, as the hub sees it.
+type DeviceStatus struct {
+	Device     string      `json:"device"` // id
+	DeviceName string      `json:"device_name"`
+	Connected  bool        `json:"connected"`
+	State      ModuleState `json:"state"`
+	Version    int         `json:"version,omitempty"` // the version that serves now, 0 for none
+	Wanted     int         `json:"wanted"`            // the version that shall serve
+	Fetched    int64       `json:"fetched_bytes"`
+	Size       int64       `json:"size_bytes"`
+	Restarts   int         `json:"restarts"`
+	Address    string      `json:"address,omitempty"` // URL of the endpoint on the device
+	Why        Why         `json:"why"`
+}

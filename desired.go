@@ -1,0 +1,141 @@
+package atelier
+
+import "time"
+
+// DesiredState is all that one device shall run. The hub signs it; the device
+// saves it before it acts. (Epoch, Generation) grows with every change, so that
+// an old state cannot be replayed; a hub restored from a backup begins a new epoch.
+type DesiredState struct {
+	// Requires lists features that the agent must understand; one that it does
+	// not know makes it refuse the state with ReasonUnsupportedFeature.
+	Requires   []string  `json:"requires,omitempty"`
+	Workspace  string    `json:"workspace"` // id
+	Device     string    `json:"device"`    // id; a state for another device is refused
+	Epoch      uint64    `json:"epoch"`
+	Generation uint64    `json:"generation"`
+	Issued     time.Time `json:"issued"`
+	Modules    []Module  `json:"modules"`
+}
+
+// Position is a point in the order of a device's desired states.
+type Position struct {
+	Epoch      uint64 `json:"epoch"`
+	Generation uint64 `json:"generation"`
+}
+
+// After reports whether p comes after q.
+func (p Position) After(q Position) bool {
+	return p.Epoch > q.Epoch || p.Epoch == q.Epoch && p.Generation > q.Generation
+}
+
+// Position returns where d stands in the order of the device's desired states.
+func (d *DesiredState) Position() Position { return Position{d.Epoch, d.Generation} }
+
+// Module is one deployment resolved for one device: everything that the agent
+// needs to know to fetch it, run it and route to it.
+type Module struct {
+	// Deployment is the deployment's id, and the module's identity on the device.
+	Deployment string `json:"deployment"`
+	Name       string `json:"name"`    // the deployment's name
+	Rollout    string `json:"rollout"` // see Deployment.Rollout; a new one is a new candidate
+	Target     string `json:"target"`  // kind of target
+	// Package is the digest of the package that is run: the version's digest
+	// until packages carry code and environment too.
+	Package  Digest         `json:"package"`
+	Model    ModuleModel    `json:"model"`
+	Runtime  *ModuleRuntime `json:"runtime,omitempty"`
+	Limits   Limits         `json:"limits"`
+	Endpoint ModuleEndpoint `json:"endpoint"`
+}
+
+// ModuleModel is the model version and the variant of it that the device runs.
+type ModuleModel struct {
+	Name    string  `json:"name"`
+	Version int     `json:"version"`
+	Digest  Digest  `json:"digest"` // the version's digest
+	Variant Variant `json:"variant"`
+}
+
+// ModuleRuntime is the runtime that the module's variant needs.
+type ModuleRuntime struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Entry   string `json:"entry"`
+	Files   []File `json:"files"`
+}
+
+// ModuleEndpoint says how the gateway serves a module.
+type ModuleEndpoint struct {
+	Name string       `json:"name"`
+	Keys EndpointKeys `json:"keys"`
+}
+
+// Content returns every file that m needs on the device: those of its variant
+// and those of its runtime.
+func (m *Module) Content() []File {
+	files := append([]File(nil), m.Model.Variant.Files...)
+	if m.Runtime != nil {
+		files = append(files, m.Runtime.Files...)
+	}
+	return files
+}
+
+// ModuleState is a step in a module's life.
+type ModuleState string
+
+// The states of a module, in the order in which a healthy one passes them, and
+// the three in which it does not go on.
+const (
+	Pending   ModuleState = "Pending"   // known, nothing done yet
+	Fetching  ModuleState = "Fetching"  // content is being pulled
+	Preparing ModuleState = "Preparing" // files are being laid out
+	Starting  ModuleState = "Starting"  // the process starts and loads the model
+	Proving   ModuleState = "Proving"   // warm-up and golden inputs
+	Standby   ModuleState = "Standby"   // ready, without traffic
+	Serving   ModuleState = "Serving"   // takes traffic
+	Draining  ModuleState = "Draining"  // finishes what it has, takes nothing new
+	Stopped   ModuleState = "Stopped"   // ended on purpose
+
+	BackOff     ModuleState = "BackOff"     // failed; will be tried again by itself
+	Refused     ModuleState = "Refused"     // cannot be run here as it is asked for
+	Quarantined ModuleState = "Quarantined" // failed too often; waits for a new rollout
+)
+
+// ReportedState is all that a device says of what it runs. It is always the
+// full picture: a later one replaces an earlier one.
+type ReportedState struct {
+	Device   string `json:"device"`
+	Session  string `json:"session"` // the connection's id, from hello
+	Sequence uint64 `json:"sequence"`
+	BootID   string `json:"boot_id,omitempty"`
+	// Position is the newest desired state that the device has saved.
+	Position   Position       `json:"position"`
+	Agent      string         `json:"agent"`
+	Time       time.Time      `json:"time"` // the device's clock
+	Facts      Facts          `json:"facts"`
+	Modules    []ModuleStatus `json:"modules"`
+	Conditions []Condition    `json:"conditions"`
+}
+
+// ModuleStatus is the state of one module on one device. While a new rollout
+// comes up, Current still serves and Candidate tells how far the new one is.
+type ModuleStatus struct {
+	Deployment string      `json:"deployment"`
+	Name       string      `json:"name"`
+	Current    *SlotStatus `json:"current,omitempty"`
+	Candidate  *SlotStatus `json:"candidate,omitempty"`
+}
+
+// SlotStatus is the state of one rollout of a module.
+type SlotStatus struct {
+	Rollout  string      `json:"rollout"`
+	Model    string      `json:"model"`
+	Version  int         `json:"version"`
+	Digest   Digest      `json:"digest"`
+	State    ModuleState `json:"state"`
+	Why      Why         `json:"why"`
+	Fetched  int64       `json:"fetched_bytes,omitempty"`
+	Size     int64       `json:"size_bytes,omitempty"`
+	Restarts int         `json:"restarts,omitempty"`
+	Since    time.Time   `json:"since"`
+}

@@ -1,0 +1,70 @@
+// Package access decides who may do what, and keeps a record of it.
+//
+// Every verb on every transport (REST, MQTT, the command line's local mode)
+// passes Authority.Authorize before anything is read or changed: one function
+// decides and audits, so that no transport can forget it. The package knows
+// principals, verbs and objects; it knows neither HTTP nor MQTT.
+package access
+
+import "context"
+
+// PrincipalKind is what sort of caller it is.
+type PrincipalKind string
+
+// The kinds of callers.
+const (
+	User      PrincipalKind = "token"  // somebody with an access token
+	Device    PrincipalKind = "device" // a device, by its certificate
+	Joiner    PrincipalKind = "joiner" // somebody with a join token
+	System    PrincipalKind = "hub"    // the hub itself
+	Anonymous PrincipalKind = "anonymous"
+)
+
+// Principal is an authenticated caller.
+type Principal struct {
+	Kind PrincipalKind
+	ID   string // of the token or the device
+	Name string
+	// Workspace is the id of the only workspace that the caller may touch, ""
+	// for one that is not bound to one.
+	Workspace string
+	// Role is what a User may do: "admin" everything, "viewer" only read.
+	Role string
+}
+
+// Actor is how the principal stands in events and in the audit trail: "token:admin".
+func (p Principal) Actor() string {
+	name := p.Name
+	if name == "" {
+		name = p.ID
+	}
+	if name == "" {
+		return string(p.Kind)
+	}
+	return string(p.Kind) + ":" + name
+}
+
+// Verb names an action as "noun.verb": "model.register", "device.list".
+type Verb string
+
+// Object is what a verb is about.
+type Object struct {
+	Workspace string // id; "" for the hub itself
+	Kind      string
+	ID        string // id or name; "" for the collection
+}
+
+type principalKey struct{}
+
+// WithPrincipal returns a context that carries the caller.
+func WithPrincipal(ctx context.Context, p Principal) context.Context {
+	return context.WithValue(ctx, principalKey{}, p)
+}
+
+// PrincipalFrom returns the caller; Anonymous where none was set.
+func PrincipalFrom(ctx context.Context) Principal {
+	if p, ok := ctx.Value(principalKey{}).(Principal); ok {
+		return p
+	}
+	return Principal{Kind: Anonymous}
+}

@@ -1,0 +1,91 @@
+package atelier
+
+// Model is a named line of versions.
+type Model struct {
+	Meta
+	Description string            `json:"description,omitempty"`
+	Framework   string            `json:"framework,omitempty"` // "onnx", "sklearn", …
+	Tags        map[string]string `json:"tags,omitempty"`
+	// Latest is the number of the newest version that is not archived, 0 where there is none.
+	Latest int `json:"latest"`
+	// Next is the number that the next version gets. Numbers are never used again.
+	Next int `json:"next"`
+}
+
+// Version is one immutable version of a model. Its number, variants, files and
+// signature never change; description, tags and archived state do.
+type Version struct {
+	Meta
+	Model       string            `json:"model"` // the model's name
+	ModelID     string            `json:"model_id"`
+	Number      int               `json:"number"` // from 1
+	Description string            `json:"description,omitempty"`
+	Tags        map[string]string `json:"tags,omitempty"`
+	Archived    bool              `json:"archived,omitempty"`
+	// Digest names the version as a whole: the digest of its manifest, which
+	// lists variants and files by digest.
+	Digest   Digest    `json:"digest"`
+	Size     int64     `json:"size"` // bytes of all files of all variants
+	Variants []Variant `json:"variants"`
+}
+
+// VariantONNX is the kind of a variant that ONNX Runtime runs.
+const VariantONNX = "onnx"
+
+// Variant is one form of a model version, for one kind of engine. A device
+// gets the first variant whose requirements its facts meet.
+type Variant struct {
+	Kind string `json:"kind"`
+	// Entry is the path of the file that the engine loads.
+	Entry     string       `json:"entry"`
+	Files     []File       `json:"files"`
+	Requires  Requirements `json:"requires"`
+	Signature *Signature   `json:"signature,omitempty"`
+}
+
+// File is one file of a variant.
+type File struct {
+	Path   string `json:"path"` // relative, with '/'; see CheckFilePath
+	Digest Digest `json:"digest"`
+	Size   int64  `json:"size"`
+}
+
+// Requirements say what a device must offer to run a variant.
+type Requirements struct {
+	// Runtime is the runtime that must be there or be sent along, "" for none.
+	Runtime string `json:"runtime,omitempty"`
+	// Arch lists the architectures that the variant runs on, in Go's words
+	// ("amd64", "arm64"); empty means any.
+	Arch []string `json:"arch,omitempty"`
+}
+
+// Signature describes what a model takes and gives.
+type Signature struct {
+	Inputs  []TensorSpec `json:"inputs"`
+	Outputs []TensorSpec `json:"outputs"`
+}
+
+// TensorSpec describes one input or output.
+type TensorSpec struct {
+	Name string `json:"name"`
+	// Type is the datatype in Open Inference Protocol v2's words: FP32, INT64, BYTES, …
+	Type string `json:"datatype"`
+	// Shape gives the size of each dimension; -1 is one that the caller chooses.
+	Shape []int64 `json:"shape"`
+}
+
+// RuntimeONNX is the name of the runtime that VariantONNX requires.
+const RuntimeONNX = "onnxruntime"
+
+// Runtime is a library or program that variants need and that the hub sends
+// along like any other content: ONNX Runtime's shared library, for example.
+// Runtimes belong to the hub, not to a workspace.
+type Runtime struct {
+	Meta              // Name is "onnxruntime"
+	Version    string `json:"version"`
+	OS         string `json:"os"`   // "linux"
+	Arch       string `json:"arch"` // "amd64", "arm64"
+	Files      []File `json:"files"`
+	Entry      string `json:"entry"`                 // the file that is loaded or started
+	NeedsGlibc string `json:"needs_glibc,omitempty"` // the oldest glibc that it runs with, such as "2.28"
+}

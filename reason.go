@@ -1,0 +1,162 @@
+package atelier
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Reason is the stable, machine-readable word for why something is as it is.
+// Dashboards and scripts branch on it; the list is documented and only grows.
+type Reason string
+
+// The reasons. Each has an entry in reasonDocs; a test sees to that.
+const (
+	ReasonNoSpace            Reason = "NoSpace"
+	ReasonDigestMismatch     Reason = "DigestMismatch"
+	ReasonSignatureInvalid   Reason = "SignatureInvalid"
+	ReasonKeyUnknown         Reason = "KeyUnknown"
+	ReasonUnreachable        Reason = "Unreachable"
+	ReasonNeverConnected     Reason = "NeverConnected"
+	ReasonVariantMissing     Reason = "VariantMissing"
+	ReasonRuntimeMissing     Reason = "RuntimeMissing"
+	ReasonMemoryShort        Reason = "MemoryShort"
+	ReasonPortInUse          Reason = "PortInUse"
+	ReasonStartFailed        Reason = "StartFailed"
+	ReasonInitFailed         Reason = "InitFailed"
+	ReasonProbeFailed        Reason = "ProbeFailed"
+	ReasonCrashLoop          Reason = "CrashLoop"
+	ReasonOutOfMemory        Reason = "OutOfMemory"
+	ReasonDriverDown         Reason = "DriverDown"
+	ReasonStateNotDurable    Reason = "StateNotDurable"
+	ReasonCertificateExpired Reason = "CertificateExpired"
+	ReasonUnsupportedFeature Reason = "UnsupportedFeature"
+	ReasonSuperseded         Reason = "Superseded"
+	ReasonRevoked            Reason = "Revoked"
+	ReasonReplayed           Reason = "Replayed"
+	ReasonContentGone        Reason = "ContentGone"
+	ReasonGatewayDown        Reason = "GatewayDown"
+	ReasonWaiting            Reason = "Waiting"
+	ReasonInProgress         Reason = "InProgress"
+	ReasonAsDesired          Reason = "AsDesired"
+)
+
+// ReasonDoc explains a reason to people.
+type ReasonDoc struct {
+	Meaning string // one sentence
+	Remedy  string // what to do; "" where nothing needs doing
+}
+
+var reasonDocs = map[Reason]ReasonDoc{
+	ReasonNoSpace:            {"The device's disk cannot hold what the deployment needs.", "Free disk space on the device, or remove a deployment from it."},
+	ReasonDigestMismatch:     {"Received content is not what its digest says, also after fetching it anew.", "Check the device's disk and the hub's storage; register the model again if the hub's copy is damaged."},
+	ReasonSignatureInvalid:   {"A message or a piece of content carries a signature that does not verify.", "Make sure that the device is joined to this hub; join it again if the hub was set up anew."},
+	ReasonKeyUnknown:         {"A message was signed with a key that the device's pinned root does not delegate.", "Restore the hub's keys from its backup, or join the device again."},
+	ReasonUnreachable:        {"The hub has not heard from the device.", "Check the device's power and network, and the log of atelier-agent on it."},
+	ReasonNeverConnected:     {"The device joined but has not connected over MQTT yet.", "Start atelier-agent on the device, and let it reach the hub's MQTT port."},
+	ReasonVariantMissing:     {"The model version has no variant that this device can run.", "Register a variant that fits the device's facts, or choose other devices."},
+	ReasonRuntimeMissing:     {"The runtime that the variant needs is not registered in the hub for this device's platform, or cannot run there.", "Register it with 'atelier runtime register', or choose a device that can run it."},
+	ReasonMemoryShort:        {"The device has too little memory for the module.", "Stop another module on it, or choose a smaller variant."},
+	ReasonPortInUse:          {"The address that the gateway should listen on is taken by another program.", "Change gateway.listen in the agent's configuration, or stop the other program."},
+	ReasonStartFailed:        {"The module's process could not be started.", "Read the message and the module's log with 'atelier device logs'."},
+	ReasonInitFailed:         {"The module started but could not load its model.", "Read the message and the module's log with 'atelier device logs'."},
+	ReasonProbeFailed:        {"The module runs but does not answer its health probe.", "Read the module's log with 'atelier device logs'."},
+	ReasonCrashLoop:          {"The module keeps ending; the agent waits longer before each new start.", "Read the module's log with 'atelier device logs', and deploy a version that works."},
+	ReasonOutOfMemory:        {"The module was ended because it used more memory than it may.", "Raise the deployment's memory limit, or choose a smaller variant."},
+	ReasonDriverDown:         {"The program that drives the module's target does not answer.", "Read the log of atelier-agent on the device."},
+	ReasonStateNotDurable:    {"The agent could not save the desired state to its disk, and keeps running the old one.", "Free disk space or replace the disk of the device."},
+	ReasonCertificateExpired: {"The device's certificate ran out and could not be renewed.", "Let the device reach the hub's HTTPS port; check its clock."},
+	ReasonUnsupportedFeature: {"The desired state needs a feature that this agent does not have.", "Update atelier-agent on the device."},
+	ReasonSuperseded:         {"A newer desired state replaced this one.", ""},
+	ReasonRevoked:            {"The device was revoked, and the hub no longer talks to it.", "Join the device again with a new token if it should come back."},
+	ReasonReplayed:           {"A desired state that is older than the present one was refused.", "Nothing is to be done, unless it repeats: then look for somebody who replays messages."},
+	ReasonContentGone:        {"The hub no longer has content that the desired state names.", "Register the model version again."},
+	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
+	ReasonWaiting:            {"It waits for another step to finish first.", ""},
+	ReasonInProgress:         {"It is being worked on.", ""},
+	ReasonAsDesired:          {"Everything is as desired.", ""},
+}
+
+// Doc returns what r means and what to do about it, and whether r is known.
+func (r Reason) Doc() (ReasonDoc, bool) {
+	d, ok := reasonDocs[r]
+	return d, ok
+}
+
+// Why says why something is as it is: a reason, a sentence with the particulars,
+// and a remedy. Its fields cannot be set from outside, so that a Why always
+// carries a reason: make one with Because.
+type Why struct {
+	reason  Reason
+	message string
+	remedy  string
+}
+
+// Because makes a Why. The remedy is the documented one of the reason.
+func Because(r Reason, message string) Why {
+	return Why{reason: r, message: message, remedy: reasonDocs[r].Remedy}
+}
+
+// WithRemedy returns w with a remedy of its own.
+func (w Why) WithRemedy(remedy string) Why {
+	w.remedy = remedy
+	return w
+}
+
+// Reason returns the reason; ReasonInProgress for the zero value.
+func (w Why) Reason() Reason {
+	if w.reason == "" {
+		return ReasonInProgress
+	}
+	return w.reason
+}
+
+// Message returns the particulars, or the reason's meaning where none were given.
+func (w Why) Message() string {
+	if w.message == "" {
+		return reasonDocs[w.Reason()].Meaning
+	}
+	return w.message
+}
+
+// Remedy returns what to do, or "" where nothing needs doing.
+func (w Why) Remedy() string { return w.remedy }
+
+type whyJSON struct {
+	Reason  Reason `json:"reason"`
+	Message string `json:"message,omitempty"`
+	Remedy  string `json:"remedy,omitempty"`
+}
+
+// MarshalJSON writes {"reason", "message", "remedy"}.
+func (w Why) MarshalJSON() ([]byte, error) {
+	return json.Marshal(whyJSON{w.Reason(), w.Message(), w.remedy})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. A reason that this program does
+// not know is kept as it came: a newer peer may have sent it.
+func (w *Why) UnmarshalJSON(b []byte) error {
+	var j whyJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	*w = Why{reason: j.Reason, message: j.Message, remedy: j.Remedy}
+	return nil
+}
+
+// Condition is one aspect of a device's or a module's health, in the manner of
+// Kubernetes' conditions: True is the good state.
+type Condition struct {
+	Type  string    `json:"type"`
+	True  bool      `json:"true"`
+	Why   Why       `json:"why"`
+	Since time.Time `json:"since"`
+}
+
+// The types of conditions that agents and hub report about a device.
+const (
+	ConditionConnected    = "Connected"    // the hub has a live session with the device
+	ConditionInSync       = "InSync"       // the device runs its newest desired state
+	ConditionStateDurable = "StateDurable" // the agent can save its state
+	ConditionCertificate  = "Certificate"  // the device's certificate is valid and renews
+	ConditionGateway      = "Gateway"      // the gateway answers and has its address
+)

@@ -1,0 +1,69 @@
+package atelier
+
+// RouteTable is the whole of what a device's gateway serves. The agent writes
+// it, the gateway only reads it; a newer table replaces an older one at once.
+type RouteTable struct {
+	// Sequence grows with each table of one agent state directory.
+	Sequence uint64  `json:"sequence"`
+	Device   string  `json:"device"` // the device's id
+	Routes   []Route `json:"routes"`
+}
+
+// Route leads one endpoint's requests to a module.
+type Route struct {
+	Endpoint string       `json:"endpoint"` // the first segment of the path
+	Keys     EndpointKeys `json:"keys"`
+	Backend  Backend      `json:"backend"`
+}
+
+// Backend is one rollout of a module that answers requests.
+type Backend struct {
+	// Socket is the path of the Unix socket on which the module answers HTTP/1.1.
+	Socket     string `json:"socket"`
+	Deployment string `json:"deployment"`
+	Rollout    string `json:"rollout"`
+	Package    Digest `json:"package"`
+	Model      string `json:"model"`
+	Version    int    `json:"version"`
+	Digest     Digest `json:"digest"` // the model version's digest
+}
+
+// HeaderRequestID is the header that carries a request's id in every answer of
+// an endpoint. The id is "{rollout}-{random}": from the rollout the hub finds
+// deployment, package and model digest again.
+const HeaderRequestID = "X-Atelier-Request-Id"
+
+// LatencyBounds are the upper bounds, in seconds, of the latency histogram's
+// buckets; one more bucket takes what is slower. They are part of the wire
+// format between gateway, agent and hub: append only together.
+var LatencyBounds = []float64{
+	.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10,
+}
+
+// EndpointCounters are the gateway's counts for one endpoint and one backend
+// since the gateway started.
+type EndpointCounters struct {
+	Endpoint   string `json:"endpoint"`
+	Deployment string `json:"deployment"`
+	Rollout    string `json:"rollout"`
+	Model      string `json:"model"`
+	Version    int    `json:"version"`
+	// Requests counts answers by the class of their status: "2xx", "4xx", "5xx".
+	Requests map[string]uint64 `json:"requests"`
+	// Buckets has one count more than LatencyBounds; the counts are not cumulative.
+	Buckets []uint64 `json:"buckets"`
+	Seconds float64  `json:"seconds"` // sum of all latencies
+	// InFlight is how many requests the backend is answering right now. The
+	// agent stops a replaced module only when it reads 0, or after its patience.
+	InFlight int64 `json:"in_flight"`
+}
+
+// GatewayStatus is what the gateway tells the agent.
+type GatewayStatus struct {
+	PID      int                `json:"pid"`
+	Sequence uint64             `json:"sequence"` // of the table in force
+	Listen   string             `json:"listen"`   // the address it really listens on; "" when it cannot
+	Error    string             `json:"error,omitempty"`
+	Started  int64              `json:"started"` // Unix milliseconds; counters begin anew when it changes
+	Counters []EndpointCounters `json:"counters"`
+}
