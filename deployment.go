@@ -76,3 +76,19 @@ type DeviceStatus struct {
 	Address    string      `json:"address,omitempty"` // URL of the endpoint on the device
 	Why        Why         `json:"why"`
 }
+
+// Rollout is the immutable record of what a deployment asked for at one time.
+// A module's request ids begin with its rollout's id, so that every answer can be
+// traced to deployment, package and model long after the deployment has moved on.
+type Rollout struct {
+	Meta
+	Deployment     string `json:"deployment"` // id
+	DeploymentName string `json:"deployment_name"`
+	Endpoint       string `json:"endpoint"` // name
+	Model          string `json:"model"`    // name
+	Version        int    `json:"version"`
+	VersionID      string `json:"version_id"`
+	Digest         Digest `json:"digest"`  // the version's
+	Package        Digest `json:"package"` // see Module.Package
+	By             string `json:"by"`      // the actor who asked for it
+}
