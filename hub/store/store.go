@@ -105,8 +105,10 @@ type Tx interface {
 	// AuditTrail returns entries after a sequence, at most limit.
 	AuditTrail(workspace string, after int64, limit int) ([]AuditEntry, error)
 
-	// Remember keeps the answer to a request with an idempotency key, in the
-	// transaction that the request made. Exists where the key is there already.
+	// Remember keeps the answer to a request with an idempotency key. An answer
+	// whose Status is 0 reserves the key until the real one is known. Exists where
+	// the key is there already; but what has expired (see a.Now) is replaced by
+	// anything, and a reservation by an answer with a status.
 	Remember(a Answer) error
 	// Recall returns the answer kept under (actor, key); NotFound where there is none
 	// or it has expired.
@@ -156,8 +158,9 @@ type Answer struct {
 	Actor   string
 	Key     string
 	Request string // hash of method, path and body: the same key with another request is refused
-	Status  int
+	Status  int    // 0 while the request is being worked on
 	Header  json.RawMessage
 	Body    []byte
-	Expires time.Time
+	Now     time.Time // the caller's clock when it is remembered; not stored
+	Expires time.Time // not after Now to let the key go
 }
