@@ -62,16 +62,21 @@ func ReadFile(fsys FS, path string) ([]byte, error) {
 }
 
 // MkdirAll makes the directory at path and those above it, and makes the new
-// names durable. It is no error when the directory is there already.
+// names durable. It is no error when the directory is there already; its name
+// is synced all the same, since a program that ended too early may have made it.
 func MkdirAll(fsys FS, path string, perm fs.FileMode) error {
 	path = filepath.Clean(path)
+	parent := filepath.Dir(path)
 	if info, err := fsys.Stat(path); err == nil {
 		if !info.IsDir() {
 			return Explain(&fs.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}, "make directory "+path)
 		}
-		return nil
+		err := fsys.SyncDir(parent)
+		if errors.Is(err, fs.ErrPermission) {
+			err = nil // no program of ours made a name there
+		}
+		return Explain(err, "sync directory "+parent)
 	}
-	parent := filepath.Dir(path)
 	if parent != path {
 		if err := MkdirAll(fsys, parent, perm); err != nil {
 			return err
