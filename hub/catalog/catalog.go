@@ -4,6 +4,8 @@
 package catalog
 
 import (
+	"time"
+
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/store"
 )
@@ -13,7 +15,13 @@ const (
 	RelBlob       = "blob"       // to a digest: this resource needs that content
 	RelVersion    = "version"    // to a version's id
 	RelDeployment = "deployment" // to a deployment's id
+	RelDevice     = "device"     // to a device's id
+	RelKey        = "key"        // to the fingerprint of a device's public key
+	RelRevoked    = "revoked"    // to RevokedYes, from certificates that were revoked
 )
+
+// RevokedYes is what RelRevoked points at.
+const RevokedYes = "yes"
 
 // The kinds. Unless stated otherwise a kind lives in a workspace and has no parent.
 var (
@@ -50,6 +58,21 @@ var (
 	}
 	Devices = store.Collection[atelier.Device]{
 		Kind: "device", Meta: func(v *atelier.Device) *atelier.Meta { return &v.Meta },
+		Refs: func(v *atelier.Device) []store.Ref {
+			return []store.Ref{{Rel: RelKey, To: v.Fingerprint}}
+		},
+	}
+	// Certificates belong to the hub and outlive their device: the list of those
+	// that were revoked is made from them. The name is the serial number.
+	Certificates = store.Collection[Certificate]{
+		Kind: "certificate", Meta: func(v *Certificate) *atelier.Meta { return &v.Meta },
+		Refs: func(v *Certificate) []store.Ref {
+			refs := []store.Ref{{Rel: RelDevice, To: v.Device}}
+			if v.Revoked != nil {
+				refs = append(refs, store.Ref{Rel: RelRevoked, To: RevokedYes})
+			}
+			return refs
+		},
 	}
 	Deployments = store.Collection[atelier.Deployment]{
 		Kind: "deployment", Meta: func(v *atelier.Deployment) *atelier.Meta { return &v.Meta },
@@ -73,6 +96,16 @@ var (
 type Blob struct {
 	atelier.Meta
 	Size int64 `json:"size"`
+}
+
+// Certificate records a certificate that was issued to a device.
+type Certificate struct {
+	atelier.Meta
+	Device    string     `json:"device"`    // id
+	Workspace string     `json:"workspace"` // id, the device's
+	NotBefore time.Time  `json:"not_before"`
+	NotAfter  time.Time  `json:"not_after"`
+	Revoked   *time.Time `json:"revoked,omitempty"`
 }
 
 func blobRefs(files []atelier.File) []store.Ref {
