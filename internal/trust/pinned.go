@@ -31,7 +31,7 @@ func Pin(workspace string, root []byte) (*Pinned, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Pinned{workspace: workspace, root: r, rootRaw: bytes.Clone(root)}, nil
+	return &Pinned{workspace: workspace, root: r, rootRaw: compact(root)}, nil
 }
 
 // Apply takes the next root or a newer delegation. What is held already changes
@@ -56,7 +56,7 @@ func (p *Pinned) Apply(envelope []byte) (changed bool, err error) {
 }
 
 func (p *Pinned) applyRoot(s signed, raw []byte) (bool, error) {
-	if bytes.Equal(raw, p.rootRaw) {
+	if raw = compact(raw); bytes.Equal(raw, p.rootRaw) {
 		return false, nil
 	}
 	next, err := s.root()
@@ -73,7 +73,7 @@ func (p *Pinned) applyRoot(s signed, raw []byte) (bool, error) {
 	if err := s.verify(NewKeySet(role.Keys...), role.Threshold); err != nil {
 		return false, err
 	}
-	p.root, p.rootRaw = next, bytes.Clone(raw)
+	p.root, p.rootRaw = next, raw
 	// A delegation stands or falls with the root that vouches for it: a root key
 	// that was replaced because it leaked may have signed it.
 	if p.stateRaw != nil {
@@ -88,7 +88,7 @@ func (p *Pinned) applyRoot(s signed, raw []byte) (bool, error) {
 }
 
 func (p *Pinned) applyDelegation(s signed, raw []byte) (bool, error) {
-	if bytes.Equal(raw, p.stateRaw) {
+	if raw = compact(raw); bytes.Equal(raw, p.stateRaw) {
 		return false, nil
 	}
 	d, err := s.delegation(p.root)
@@ -101,7 +101,7 @@ func (p *Pinned) applyDelegation(s signed, raw []byte) (bool, error) {
 	if d.Version <= p.floor {
 		return false, replayed("delegation version %d came, version %d is held", d.Version, p.floor)
 	}
-	p.state, p.stateRaw, p.floor = d, bytes.Clone(raw), d.Version
+	p.state, p.stateRaw, p.floor = d, raw, d.Version
 	return true, nil
 }
 
@@ -125,6 +125,16 @@ func (p *Pinned) Versions() (root, delegation int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.root.Version, p.state.Version
+}
+
+// compact returns a copy of an envelope that was parsed before, without the
+// white space that JSON does not need: the form in which it is saved.
+func compact(raw []byte) []byte {
+	var b bytes.Buffer
+	if json.Compact(&b, raw) != nil {
+		return bytes.Clone(raw)
+	}
+	return b.Bytes()
 }
 
 type pinnedJSON struct {

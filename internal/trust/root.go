@@ -81,6 +81,15 @@ func OpenRoot(raw []byte) (Root, error) {
 	return s.root()
 }
 
+// OpenDelegation returns the delegation in raw where root's keys signed it.
+func OpenDelegation(raw []byte, root Root) (Delegation, error) {
+	s, err := parse(raw)
+	if err != nil {
+		return Delegation{}, err
+	}
+	return s.delegation(root)
+}
+
 // root reads s as a root that its own keys signed.
 func (s *signed) root() (Root, error) {
 	if s.payloadType != TypeRoot {
@@ -98,7 +107,7 @@ func (s *signed) root() (Root, error) {
 	return r, s.verify(NewKeySet(role.Keys...), role.Threshold)
 }
 
-// openDelegation returns the delegation in s where root signed it.
+// delegation returns the delegation in s where root signed it.
 func (s *signed) delegation(root Root) (Delegation, error) {
 	if s.payloadType != TypeDelegation {
 		return Delegation{}, malformed("the envelope holds %s, expected %s", clip(s.payloadType), TypeDelegation)
