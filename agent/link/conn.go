@@ -30,12 +30,12 @@ var (
 // conn keeps one MQTT connection. The library neither reconnects nor stores
 // anything: each connection is a client of its own, made by once and gone with it.
 type conn struct {
-	opts   *Options
-	broker *url.URL
-	client string // MQTT client id
-	name   string // for the log
-	topic  string // subscribed to
-	up     string // where the last will goes
+	opts    *Options
+	brokers []*url.URL
+	client  string // MQTT client id
+	name    string // for the log
+	topic   string // subscribed to
+	up      string // where the last will goes
 
 	open    func() (Session, error)
 	onUp    func(session string)
@@ -47,22 +47,29 @@ type conn struct {
 	dropped chan struct{} // closed by drop; made anew for each connection
 }
 
-// run connects again and again until ctx ends.
+// run connects again and again until ctx ends: to the broker that took it last,
+// and after a failure to the next.
 func (c *conn) run(ctx context.Context) {
+	which := 0
 	for failures := 0; ; failures++ {
+		broker := c.brokers[which%len(c.brokers)]
 		began := time.Now()
-		err := c.once(ctx)
+		err := c.once(ctx, broker)
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) > stable {
+		var delay time.Duration
+		switch {
+		case errors.Is(err, errReconnect):
+			failures = -1
+		case time.Since(began) > stable:
 			failures = 0
+			delay = c.opts.Backoff.Delay(0)
+		default:
+			delay = c.opts.Backoff.Delay(failures / len(c.brokers))
+			which++
 		}
-		delay := c.opts.Backoff.Delay(failures)
-		if errors.Is(err, errReconnect) {
-			failures, delay = -1, 0
-		}
-		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", c.broker.Host, "error", err, "retry_in", delay.Round(time.Millisecond))
+		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", broker.Host, "error", err, "retry_in", delay.Round(time.Millisecond))
 		if !c.opts.Sleep(ctx, delay) {
 			return
 		}
@@ -70,14 +77,14 @@ func (c *conn) run(ctx context.Context) {
 }
 
 // once makes one connection and returns when it has ended, with the reason.
-func (c *conn) once(ctx context.Context) (err error) {
+func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
 	session, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer func() { c.onDown(session.ID, err) }()
 	lost := make(chan error, 1)
-	client := mqtt.NewClient(c.options(ctx, session, lost))
+	client := mqtt.NewClient(c.options(ctx, broker, session, lost))
 	dropped := make(chan struct{})
 
 	ctxConnect, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -96,7 +103,7 @@ func (c *conn) once(ctx context.Context) (err error) {
 	}
 	c.set(client, dropped)
 	defer c.set(nil, nil)
-	c.opts.Log.Info("connected to the hub", "channel", c.name, "broker", c.broker.Host)
+	c.opts.Log.Info("connected to the hub", "channel", c.name, "broker", broker.Host)
 	c.onUp(session.ID)
 	select {
 	case err := <-lost:
@@ -108,9 +115,9 @@ func (c *conn) once(ctx context.Context) (err error) {
 	}
 }
 
-func (c *conn) options(ctx context.Context, session Session, lost chan<- error) *mqtt.ClientOptions {
+func (c *conn) options(ctx context.Context, broker *url.URL, session Session, lost chan<- error) *mqtt.ClientOptions {
 	o := mqtt.NewClientOptions().
-		AddBroker(c.broker.String()).
+		AddBroker(broker.String()).
 		SetClientID(c.client).
 		SetProtocolVersion(4). // 3.1.1, without the library's second attempt at 3.1
 		SetCleanSession(true).
@@ -121,7 +128,7 @@ func (c *conn) options(ctx context.Context, session Session, lost chan<- error) 
 		SetKeepAlive(c.opts.KeepAlive).
 		SetPingTimeout(pingTimeout).
 		SetOrderMatters(true).
-		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return c.dial(ctx) }).
+		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return c.dial(ctx, broker) }).
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) {
 			select {
 			case lost <- err:
@@ -136,7 +143,7 @@ func (c *conn) options(ctx context.Context, session Session, lost chan<- error) 
 
 // dial opens the network connection. The TLS handshake is finished here, so
 // that a certificate that the hub no longer takes shows as what it is.
-func (c *conn) dial(ctx context.Context) (net.Conn, error) {
+func (c *conn) dial(ctx context.Context, broker *url.URL) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	var config *tls.Config
@@ -146,13 +153,13 @@ func (c *conn) dial(ctx context.Context) (net.Conn, error) {
 			return nil, err
 		}
 	}
-	switch c.broker.Scheme {
+	switch broker.Scheme {
 	case "wss", "ws":
-		return mqtt.NewWebsocket(c.broker.String(), config, connectTimeout, nil, nil)
-	case "mqtt":
-		return new(net.Dialer).DialContext(ctx, "tcp", c.broker.Host)
+		return mqtt.NewWebsocket(broker.String(), config, connectTimeout, nil, nil)
+	case "tcp":
+		return new(net.Dialer).DialContext(ctx, "tcp", broker.Host)
 	}
-	return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", c.broker.Host)
+	return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", broker.Host)
 }
 
 func (c *conn) set(client mqtt.Client, dropped chan struct{}) {

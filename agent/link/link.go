@@ -50,11 +50,12 @@ type Session struct {
 
 // Options say where to connect and as whom.
 type Options struct {
-	// Broker is the hub's MQTT address: mqtts://HOST:PORT, or
-	// wss://HOST:PORT/PATH for MQTT over WebSocket. mqtt:// and ws:// are for tests.
-	Broker string
-	Device string // id
-	Shard  string // the topic shard to publish under
+	// Brokers are the hub's MQTT addresses in the order in which to try them:
+	// tls://HOST:PORT, or wss://HOST:PORT/PATH for MQTT over WebSocket. tcp://
+	// and ws:// do without TLS.
+	Brokers []string
+	Device  string // id
+	Shard   string // the topic shard to publish under
 	// TLS returns the configuration of the next connection; it is asked each
 	// time, so that a renewed certificate is used from then on.
 	TLS     func() (*tls.Config, error)
@@ -98,17 +99,11 @@ type Link struct {
 }
 
 // New returns a Link; Run makes it connect. The error is an *atelier.Error with
-// code Invalid where the address is none.
+// code Invalid or Unsupported where an address is none of ours.
 func New(opts Options) (*Link, error) {
-	u, err := url.Parse(opts.Broker)
-	if err != nil || u.Host == "" {
-		return nil, atelier.Errorf(atelier.Invalid, "%q is not the address of an MQTT broker", opts.Broker).
-			WithRemedy("Expected mqtts://HOST:PORT or wss://HOST:PORT/PATH; join the device again if the hub has moved.")
-	}
-	switch u.Scheme {
-	case "mqtts", "wss", "mqtt", "ws":
-	default:
-		return nil, atelier.Errorf(atelier.Unsupported, "the address %q has scheme %q, expected mqtts or wss", opts.Broker, u.Scheme)
+	brokers, err := parse(opts.Brokers)
+	if err != nil {
+		return nil, err
 	}
 	if opts.KeepAlive == 0 {
 		opts.KeepAlive = time.Minute
@@ -122,13 +117,13 @@ func New(opts Options) (*Link, error) {
 	l := &Link{opts: opts}
 	h := opts.Handler
 	l.control = &conn{
-		opts: &l.opts, broker: u, client: opts.Device, name: "control",
+		opts: &l.opts, brokers: brokers, client: opts.Device, name: "control",
 		topic: wire.DownTopic(opts.Device, wire.Control),
 		up:    wire.UpTopic(opts.Shard, opts.Device, wire.Control),
 		open:  h.Open, onUp: h.Up, onDown: h.Down, receive: h.Control,
 	}
 	l.content = &conn{
-		opts: &l.opts, broker: u, client: opts.Device + wire.ContentClientSuffix, name: "content",
+		opts: &l.opts, brokers: brokers, client: opts.Device + wire.ContentClientSuffix, name: "content",
 		topic:   wire.DownTopic(opts.Device, wire.Content),
 		open:    func() (Session, error) { return Session{}, nil },
 		onUp:    func(string) { h.ContentUp() },
@@ -136,6 +131,29 @@ func New(opts Options) (*Link, error) {
 		receive: h.Content,
 	}
 	return l, nil
+}
+
+// parse checks the brokers' addresses.
+func parse(addresses []string) ([]*url.URL, error) {
+	if len(addresses) == 0 {
+		return nil, atelier.Errorf(atelier.Invalid, "there is no address of an MQTT broker").
+			WithRemedy("Join the device again.")
+	}
+	var brokers []*url.URL
+	for _, address := range addresses {
+		u, err := url.Parse(address)
+		if err != nil || u.Host == "" {
+			return nil, atelier.Errorf(atelier.Invalid, "%q is not the address of an MQTT broker, expected tls://HOST:PORT or wss://HOST:PORT/PATH", address).
+				WithRemedy("Correct the hub's configuration and join the device again.")
+		}
+		switch u.Scheme {
+		case "tls", "wss", "tcp", "ws":
+		default:
+			return nil, atelier.Errorf(atelier.Unsupported, "the address %q has scheme %q, expected tls or wss", address, u.Scheme)
+		}
+		brokers = append(brokers, u)
+	}
+	return brokers, nil
 }
 
 // Run keeps both connections until ctx ends, and returns when they are closed.

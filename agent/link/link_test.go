@@ -87,7 +87,7 @@ func startBroker(t *testing.T, kind string) *broker {
 		t.Fatal(err)
 	}
 	if kind != "wss" {
-		b.address = "mqtts://" + l.Address()
+		b.address = "tls://" + l.Address()
 	}
 	go func() { _ = b.Serve() }()
 	t.Cleanup(func() { _ = b.Close() })
@@ -164,7 +164,7 @@ func next[T any](t *testing.T, c <-chan T) T {
 
 func options(address string, e *events) link.Options {
 	return link.Options{
-		Broker: address, Device: atelier.NewID(), Shard: "0", Handler: e,
+		Brokers: []string{address}, Device: atelier.NewID(), Shard: "0", Handler: e,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Backoff: link.Backoff{
 			Min: time.Millisecond, Max: 20 * time.Millisecond, Random: func() float64 { return 1 },
@@ -188,7 +188,7 @@ func start(t *testing.T, opts link.Options) *link.Link {
 
 func TestCarriesMessagesBothWays(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"mqtts", "wss"} {
+	for _, kind := range []string{"tls", "wss"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			b := startBroker(t, kind)
@@ -228,7 +228,7 @@ func TestCarriesMessagesBothWays(t *testing.T) {
 
 func TestComesBackWithANewSessionAndLeavesItsWill(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, "mqtts")
+	b := startBroker(t, "tls")
 	e := newEvents()
 	opts := options(b.address, e)
 	opts.TLS = func() (*tls.Config, error) { return b.device, nil }
@@ -256,7 +256,7 @@ func TestComesBackWithANewSessionAndLeavesItsWill(t *testing.T) {
 
 func TestReconnectUsesTheRenewedCertificate(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t, "mqtts")
+	b := startBroker(t, "tls")
 	e := newEvents()
 	opts := options(b.address, e)
 	var asked atomic.Int64
@@ -273,9 +273,30 @@ func TestReconnectUsesTheRenewedCertificate(t *testing.T) {
 	}
 }
 
+func TestTriesTheNextAddress(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, "tls")
+	e := newEvents()
+	opts := options("tls://127.0.0.1:1", e)
+	opts.Brokers = append(opts.Brokers, b.address)
+	opts.TLS = func() (*tls.Config, error) { return b.device, nil }
+	l := start(t, opts)
+	next(t, e.up)
+	next(t, e.contentUp)
+	for len(e.down) > 0 {
+		<-e.down
+	}
+	l.Reconnect()
+	next(t, e.up)
+	next(t, e.contentUp)
+	if err := <-e.down; err == nil || len(e.down) > 0 {
+		t.Errorf("reconnecting took more than one attempt: %v, %v", err, <-e.down)
+	}
+}
+
 func TestPublishWithoutConnectionIsUnavailable(t *testing.T) {
 	t.Parallel()
-	l, err := link.New(options("mqtts://127.0.0.1:1", newEvents()))
+	l, err := link.New(options("tls://127.0.0.1:1", newEvents()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +309,7 @@ func TestPublishWithoutConnectionIsUnavailable(t *testing.T) {
 func TestBacksOffWhileTheHubIsAway(t *testing.T) {
 	t.Parallel()
 	e := newEvents()
-	opts := options("mqtt://127.0.0.1:1", e)
+	opts := options("tcp://127.0.0.1:1", e)
 	opts.Backoff = link.Backoff{Min: time.Second, Max: 10 * time.Second, Random: func() float64 { return 1 }}
 	slept := make(chan time.Duration, 64)
 	opts.Sleep = func(ctx context.Context, d time.Duration) bool {
@@ -324,8 +345,8 @@ func TestDelayIsJitteredAndBounded(t *testing.T) {
 
 func TestNewRefusesAddresses(t *testing.T) {
 	t.Parallel()
-	for _, address := range []string{"", "hub:8883", "http://hub", "::", "mqtts://"} {
-		if _, err := link.New(link.Options{Broker: address}); err == nil {
+	for _, address := range []string{"", "hub:8883", "http://hub", "::", "tls://"} {
+		if _, err := link.New(link.Options{Brokers: []string{address}}); err == nil {
 			t.Errorf("%q was accepted", address)
 		}
 	}
