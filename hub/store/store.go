@@ -27,7 +27,8 @@ type Store interface {
 	// Update runs fn in a read-write transaction on behalf of by. When fn
 	// returns nil and the commit succeeds, the changes are on disk; otherwise
 	// none of them happened. Writers run one after another. fn may run more than
-	// once and must have no effect outside its Tx.
+	// once and must have no effect outside its Tx; a call of Update within it
+	// would wait for itself. Once fn has run, ctx's end no longer ends Update.
 	Update(ctx context.Context, by By, fn func(Tx) error) error
 	// Changes returns a channel that receives a value some time after each
 	// commit that wrote an event; several commits may share a value. The
@@ -54,8 +55,9 @@ type Resource struct {
 	Revision  int64 // 1 after Insert; Update raises it by one
 	Created   time.Time
 	Updated   time.Time
-	Doc       json.RawMessage // the resource without what stands above
-	// Refs are what the resource points at. They answer "who needs this?".
+	Doc       json.RawMessage // a JSON object: the resource without what stands above
+	// Refs are what the resource points at. They answer "who needs this?", and
+	// are written only: a resource that was read comes without them.
 	Refs []Ref
 	// Quiet leaves Doc out of the resource's events: for documents that hold
 	// hashes of secrets, or that are large.
@@ -70,14 +72,17 @@ type Ref struct {
 
 // Tx is a transaction. It is used by one goroutine, within fn only. Errors are
 // *atelier.Error: NotFound, Exists (the name is taken), Stale (the revision is
-// not the stored one), InUse, or Internal.
+// not the stored one), Invalid (a limit outside 1 to 1000, a malformed
+// resource), and NoSpace, Unavailable, Timeout or Internal where the engine fails.
+// A Tx stays usable after any of the first four; after an engine's failure Update
+// fails whatever fn returns. Strings that no engine can store find nothing.
 type Tx interface {
 	// Get returns the resource of kind with the id, in workspace ("" only finds
 	// the hub's own).
 	Get(kind, workspace, id string) (Resource, error)
 	// Find returns the resource with the name.
 	Find(kind, workspace, parent, name string) (Resource, error)
-	// List returns a page of resources ordered by id.
+	// List returns a page of resources ordered by id, byte by byte.
 	List(q Query) ([]Resource, error)
 	// Insert adds a resource, with its event. Revision, Created and Updated are
 	// set by the store; an empty ID becomes a new one.
@@ -87,10 +92,11 @@ type Tx interface {
 	Update(r Resource) (Resource, error)
 	// Record replaces Doc and Refs without an event and without raising the
 	// revision: for what is observed often (a device was seen), never for what
-	// a person decided.
+	// a person decided. Stale where r.Revision is not the stored one.
 	Record(r Resource) error
 	// Delete removes the resource and its references, with its event. A
-	// revision of 0 deletes whatever is there.
+	// revision of 0 deletes whatever is there. Others may still point at it: ask
+	// Referrers first.
 	Delete(kind, workspace, id string, revision int64) error
 	// Referrers returns at most limit resources that point at to with rel.
 	Referrers(rel, to string, limit int) ([]Resource, error)
@@ -100,9 +106,11 @@ type Tx interface {
 	// LastEvent returns the newest event's sequence, 0 where there is none.
 	LastEvent() (int64, error)
 
-	// Audit appends to the audit trail.
+	// Audit appends to the audit trail. An empty time, actor or request is taken
+	// from the clock and from By. Over-long strings are cut, never refused.
 	Audit(a AuditEntry) error
-	// AuditTrail returns entries after a sequence, at most limit.
+	// AuditTrail returns the workspace's entries ("" for the hub's own) after a
+	// sequence in their order, at most limit.
 	AuditTrail(workspace string, after int64, limit int) ([]AuditEntry, error)
 
 	// Remember keeps the answer to a request with an idempotency key. An answer
@@ -117,7 +125,9 @@ type Tx interface {
 	Forget(now time.Time) error
 }
 
-// Query selects resources.
+// Query selects resources. Whoever pages through a kind sees each resource that
+// was there from the first page to the last exactly once, whatever is inserted
+// or deleted meanwhile.
 type Query struct {
 	Kind      string
 	Workspace string
@@ -161,6 +171,6 @@ type Answer struct {
 	Status  int    // 0 while the request is being worked on
 	Header  json.RawMessage
 	Body    []byte
-	Now     time.Time // the caller's clock when it is remembered; not stored
+	Now     time.Time // the caller's clock when it is remembered; not stored; zero for the store's
 	Expires time.Time // not after Now to let the key go
 }
