@@ -16,14 +16,16 @@ import (
 // the spool that holds it: a device that lost its spool begins a new one. The hub takes
 // a stream's batches in their order, stores each exactly once, and acknowledges
 // cumulatively (Ack, with the stream's id) what it has stored durably. The
-// device keeps a batch, and sends it again, until it is acknowledged.
+// device keeps a batch, and sends it again, until it is acknowledged. A batch
+// whose Previous was not stored yet came too early: the hub answers with what it
+// has, and waits for the missing one.
 type TelemetryFrame struct {
 	Stream   string // the stream's id
 	Sequence uint64 // the batch's number in its stream, from 1
-	// Oldest is the smallest number that the device still holds, at most
-	// Sequence. What is smaller and was not stored yet will never come: it was
-	// dropped when the spool was full.
-	Oldest uint64
+	// Previous is the number of the batch before this one in the device's
+	// spool, 0 when it holds none. What lies between Previous and Sequence and was
+	// not stored yet will never come: it was dropped when the spool was full.
+	Previous uint64
 	// Taken is what the device's clocks said when the batch was made, Sent what
 	// they said when this frame was. With both, the hub finds out how far the
 	// device's wall clock is off, and whether it was set in between.
@@ -58,7 +60,7 @@ const MaxTelemetry = 1 << 20
 //	1   encoding
 //	2   stream, 26 characters
 //	28  sequence, 8 bytes
-//	36  oldest, 8 bytes
+//	36  previous, 8 bytes
 //	44  taken: clock
 //	    sent: clock
 //	    payload
@@ -94,7 +96,7 @@ func (f *TelemetryFrame) Encode(dst []byte) ([]byte, error) {
 	dst = append(dst, telemetryVersion, byte(f.Encoding))
 	dst = append(dst, f.Stream...)
 	dst = binary.BigEndian.AppendUint64(dst, f.Sequence)
-	dst = binary.BigEndian.AppendUint64(dst, f.Oldest)
+	dst = binary.BigEndian.AppendUint64(dst, f.Previous)
 	dst = f.Taken.append(dst)
 	dst = f.Sent.append(dst)
 	dst = append(dst, f.Payload...)
@@ -133,7 +135,7 @@ func DecodeTelemetry(b []byte) (TelemetryFrame, error) {
 	f.Encoding = Encoding(body[1])
 	f.Stream = string(body[2:28])
 	f.Sequence = binary.BigEndian.Uint64(body[28:])
-	f.Oldest = binary.BigEndian.Uint64(body[36:])
+	f.Previous = binary.BigEndian.Uint64(body[36:])
 	rest, ok := body[telemetryFixed:], true
 	if f.Taken, rest, ok = readClock(rest); ok {
 		f.Sent, rest, ok = readClock(rest)
@@ -168,8 +170,8 @@ func (f *TelemetryFrame) check() error {
 	switch {
 	case !atelier.IsID(f.Stream):
 		return atelier.Errorf(atelier.Invalid, "telemetry frame's stream %q is no id", f.Stream)
-	case f.Sequence == 0 || f.Oldest == 0 || f.Oldest > f.Sequence:
-		return atelier.Errorf(atelier.Invalid, "telemetry frame has sequence %d and oldest %d; oldest must lie between 1 and the sequence", f.Sequence, f.Oldest)
+	case f.Previous >= f.Sequence:
+		return atelier.Errorf(atelier.Invalid, "telemetry frame has sequence %d and previous %d; previous must be less", f.Sequence, f.Previous)
 	case f.Encoding > Snappy:
 		return atelier.Errorf(atelier.Unsupported, "telemetry frame has encoding %d, this program knows 0 to %d", f.Encoding, Snappy)
 	}

@@ -19,7 +19,7 @@ var updateTelemetry = flag.Bool("update-telemetry", false, "write the telemetry 
 
 func telemetryFrame() wire.TelemetryFrame {
 	return wire.TelemetryFrame{
-		Stream: "01jz3v4c5d6e7f8g9h0j1k2m3n", Sequence: 12, Oldest: 10,
+		Stream: "01jz3v4c5d6e7f8g9h0j1k2m3n", Sequence: 12, Previous: 10,
 		Taken: wire.Clock{BootID: "4a6f0f5e-8a52-4a5a-9d0c-2f6f7f3e9b11", Monotone: 90 * time.Second, Wall: time.UnixMilli(1700000000123).UTC()},
 		Sent:  wire.Clock{BootID: "b", Monotone: 5 * time.Second, Wall: time.UnixMilli(-1).UTC()}, Encoding: wire.Snappy,
 		Payload: []byte("payload"),
@@ -83,8 +83,8 @@ func TestTelemetryFrameRefuses(t *testing.T) {
 		code   atelier.Code
 	}{
 		"no stream":            {func(f *wire.TelemetryFrame) { f.Stream = "" }, atelier.Invalid},
-		"sequence 0":           {func(f *wire.TelemetryFrame) { f.Sequence, f.Oldest = 0, 0 }, atelier.Invalid},
-		"oldest after itself":  {func(f *wire.TelemetryFrame) { f.Oldest = 13 }, atelier.Invalid},
+		"sequence 0":           {func(f *wire.TelemetryFrame) { f.Sequence, f.Previous = 0, 0 }, atelier.Invalid},
+		"previous is itself":   {func(f *wire.TelemetryFrame) { f.Previous = 12 }, atelier.Invalid},
 		"an unknown encoding":  {func(f *wire.TelemetryFrame) { f.Encoding = 9 }, atelier.Unsupported},
 		"a long boot id":       {func(f *wire.TelemetryFrame) { f.Sent.BootID = strings.Repeat("x", 65) }, atelier.Invalid},
 		"time before boot":     {func(f *wire.TelemetryFrame) { f.Sent.Monotone = -1 }, atelier.Invalid},
