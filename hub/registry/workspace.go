@@ -1,0 +1,109 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/store"
+)
+
+// WorkspaceChange says what to change of a workspace; nil leaves a field as it is.
+type WorkspaceChange struct {
+	Name        *string
+	Description *string
+	Tags        *map[string]string
+}
+
+// CreateWorkspace adds a workspace with the name, description and tags of w. Its
+// associated resources are recorded with it: blob storage, insights and vault are
+// there at once, the container registry comes with the first image. Exists where
+// the name is taken.
+func (r *Registry) CreateWorkspace(ctx context.Context, w atelier.Workspace) (atelier.Workspace, error) {
+	if err := checkWorkspace(&w); err != nil {
+		return w, err
+	}
+	w.Meta = atelier.Meta{ID: atelier.NewID(), Name: w.Name}
+	w.Resources = []atelier.AssociatedResource{
+		{Kind: atelier.ResourceBlobStorage, Provider: "builtin", Address: "/v1/workspaces/" + w.ID + "/blobs", Made: true},
+		{Kind: atelier.ResourceInsights, Provider: "builtin", Address: "/w/" + w.ID + "/prometheus", Made: true},
+		{Kind: atelier.ResourceVault, Provider: "builtin", Made: true},
+		{Kind: atelier.ResourceRegistry, Provider: "builtin", Made: false},
+	}
+	err := r.update(ctx, func(tx store.Tx) (err error) {
+		w, err = catalog.Workspaces.Insert(tx, "", "", w)
+		return err
+	})
+	return w, err
+}
+
+// Workspace returns the workspace that ref, a name or an id, names.
+func (r *Registry) Workspace(ctx context.Context, ref string) (w atelier.Workspace, err error) {
+	err = r.store.View(ctx, func(tx store.Tx) error {
+		w, err = catalog.Workspaces.Resolve(tx, "", "", ref)
+		if atelier.CodeOf(err) == atelier.NotFound {
+			return ErrNoWorkspace(ref)
+		}
+		return err
+	})
+	return w, err
+}
+
+// ErrNoWorkspace is the NotFound error for a workspace that is not there, or not
+// there for the caller: the two must not be told apart.
+func ErrNoWorkspace(ref string) error {
+	return atelier.Errorf(atelier.NotFound, "there is no workspace %q", ref).
+		WithRemedy("See 'atelier workspace list' for those that you may use.")
+}
+
+// UpdateWorkspace changes a workspace whose revision is the given one, 0 for any.
+func (r *Registry) UpdateWorkspace(ctx context.Context, id string, revision int64, c WorkspaceChange) (atelier.Workspace, error) {
+	return change(ctx, r, catalog.Workspaces, "", revision,
+		func(tx store.Tx) (atelier.Workspace, error) { return catalog.Workspaces.Get(tx, "", id) },
+		func(_ store.Tx, w *atelier.Workspace) error {
+			set(&w.Name, c.Name)
+			set(&w.Description, c.Description)
+			set(&w.Tags, c.Tags)
+			return checkWorkspace(w)
+		})
+}
+
+// DeleteWorkspace removes an empty workspace. InUse tells what it still holds.
+func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int64) error {
+	return r.update(ctx, func(tx store.Tx) error {
+		w, err := catalog.Workspaces.Get(tx, "", id)
+		if err != nil {
+			return err
+		}
+		var held []string
+		one := store.Query{Workspace: id, Limit: 1}
+		models, err := catalog.Models.List(tx, one)
+		if err != nil {
+			return err
+		}
+		devices, err := catalog.Devices.List(tx, one)
+		if err != nil {
+			return err
+		}
+		if len(models) > 0 {
+			held = append(held, fmt.Sprintf("models (such as %q)", models[0].Name))
+		}
+		if len(devices) > 0 {
+			held = append(held, fmt.Sprintf("devices (such as %q)", devices[0].Name))
+		}
+		if len(held) > 0 {
+			return atelier.Errorf(atelier.InUse, "workspace %q still holds %s", w.Name, strings.Join(held, " and ")).
+				WithRemedy("Delete them first: 'atelier model delete', 'atelier device delete'.")
+		}
+		return catalog.Workspaces.Delete(tx, "", id, revision)
+	})
+}
+
+func checkWorkspace(w *atelier.Workspace) error {
+	if err := atelier.CheckName("workspace", w.Name); err != nil {
+		return err
+	}
+	return checkTexts(w.Description, w.Tags)
+}

@@ -1,0 +1,261 @@
+package rest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/access"
+)
+
+// inWorkspace begins the path of everything that belongs to a workspace.
+const inWorkspace = "/v1/workspaces/{ws}"
+
+const (
+	maxBody      = 1 << 20          // bytes of a JSON body
+	bodyPatience = 30 * time.Second // for a JSON body to arrive
+)
+
+// operation describes one route: what OpenAPI tells of it, and what register
+// does before its handler runs.
+type operation struct {
+	ID          string // such as "list-models"; unique, and part of the API
+	Method      string
+	Path        string
+	Tag         string // the heading under which /docs lists it
+	Summary     string // one line in the imperative
+	Description string // more, in Markdown; may be empty
+
+	// Verb is what access.Authorize is asked before anything else.
+	Verb access.Verb
+	// Kind is the kind of the object, as package catalog calls it.
+	Kind string
+	// Object is the path parameter that names the object, "" for a collection.
+	Object string
+	// Public routes ask neither for a credential nor for permission. They have no Verb.
+	Public bool
+
+	Status int            // of success; 200, or 204 without a body, unless set
+	Errors []atelier.Code // those that are particular to this route
+	// Watch lets the route answer the events of its Kind with ?watch=true.
+	Watch bool
+	// Stream routes read their body themselves, as it comes.
+	Stream bool
+	// Replies lists media types of the answer where it is not JSON.
+	Replies []string
+}
+
+// WorkspaceParam is the part of an input that names the workspace.
+type WorkspaceParam struct {
+	Workspace string `path:"ws" maxLength:"63" doc:"Name or id of the workspace"`
+}
+
+// workspaceOf returns the id of the workspace that the request is about, "" for
+// the hub's own routes.
+func workspaceOf(ctx context.Context) string {
+	ws, _ := ctx.Value(workspaceKey).(atelier.Workspace)
+	return ws.ID
+}
+
+// register adds a route. See the package comment for what it sees to.
+func register[I, O any](s *server, api huma.API, op operation, handler func(context.Context, *I) (*O, error)) {
+	h := huma.Operation{
+		OperationID: op.ID, Method: op.Method, Path: op.Path, Summary: op.Summary, Description: op.Description,
+		Tags: []string{op.Tag}, DefaultStatus: op.Status, Errors: op.statuses(),
+		MaxBodyBytes: -1, BodyReadTimeout: -1, // readBody below has done both
+		Security: []map[string][]string{{"bearer": {}}, {"basic": {}}},
+	}
+	if op.Public {
+		h.Security = []map[string][]string{}
+	} else {
+		h.Middlewares = append(h.Middlewares, s.guard(op))
+	}
+	if op.Watch {
+		h.Middlewares = append(h.Middlewares, s.watch(op.Kind, op.Object))
+	}
+	if op.Method != http.MethodGet && op.Method != http.MethodHead && !op.Stream {
+		h.Middlewares = append(h.Middlewares, s.readBody)
+		if op.idempotent() {
+			h.Middlewares = append(h.Middlewares, s.idempotent)
+			h.Parameters = append(h.Parameters, idempotencyParam)
+		}
+	}
+	op.describeReplies(&h)
+	huma.Register(api, h, func(ctx context.Context, in *I) (*O, error) {
+		out, err := handler(ctx, in)
+		if err != nil {
+			return nil, problemOf(ctx, err)
+		}
+		return out, nil
+	})
+}
+
+// idempotent reports whether the route honours Idempotency-Key: every POST does
+// whose answer can be kept and whose caller is known.
+func (op operation) idempotent() bool {
+	return op.Method == http.MethodPost && !op.Public && !op.Stream && len(op.Replies) == 0
+}
+
+// statuses lists the HTTP statuses of the failures that the route may answer.
+func (op operation) statuses() []int {
+	codes := append([]atelier.Code{atelier.Invalid, atelier.Internal}, op.Errors...)
+	if !op.Public {
+		codes = append(codes, atelier.Unauthenticated, atelier.Forbidden, atelier.NotFound)
+	}
+	if op.Method != http.MethodGet && op.Method != http.MethodHead {
+		codes = append(codes, atelier.TooLarge)
+	}
+	if op.idempotent() {
+		codes = append(codes, atelier.Conflict)
+	}
+	var all []int
+	for _, c := range codes {
+		all = append(all, c.HTTPStatus())
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// describeReplies tells OpenAPI of answers that are not JSON.
+func (op operation) describeReplies(h *huma.Operation) {
+	types := op.Replies
+	if op.Watch {
+		types = append(slices.Clone(types), sseType)
+	}
+	if len(types) == 0 {
+		return
+	}
+	content := map[string]*huma.MediaType{}
+	for _, t := range types {
+		m := &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+		if t == "application/octet-stream" {
+			m.Schema.Format = "binary"
+		}
+		content[t] = m
+	}
+	if len(op.Replies) == 0 {
+		content["application/json"] = &huma.MediaType{} // huma fills in the schema
+	}
+	status := op.Status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	h.Responses = map[string]*huma.Response{fmt.Sprint(status): {Description: http.StatusText(status), Content: content}}
+}
+
+// guard asks access before anything else happens.
+func (s *server) guard(op operation) func(huma.Context, func(huma.Context)) {
+	return func(c huma.Context, next func(huma.Context)) {
+		object := access.Object{Kind: op.Kind}
+		if op.Object != "" {
+			object.ID = c.Param(op.Object)
+		}
+		ctx, err := s.allow(c.Context(), op.Verb, c.Param("ws"), object)
+		if err != nil {
+			fail(c, err)
+			return
+		}
+		next(huma.WithContext(c, ctx))
+	}
+}
+
+// allow asks whether the caller may do verb to object in the workspace that ws
+// names ("" for the hub's own), and returns a context that carries the
+// workspace. Anonymous callers are refused before the database is asked. A
+// workspace that is not there and one that the caller may not touch look the same.
+func (s *server) allow(ctx context.Context, verb access.Verb, ws string, object access.Object) (context.Context, error) {
+	p := access.PrincipalFrom(ctx)
+	if p.Kind == access.Anonymous {
+		return ctx, atelier.Errorf(atelier.Unauthenticated, "this needs a token, and none came").
+			WithRemedy("Send 'Authorization: Bearer TOKEN'; 'atelier login' stores one for the command line.")
+	}
+	if ws == "" {
+		return ctx, s.access.Authorize(ctx, verb, object)
+	}
+	w, err := s.registry.Workspace(ctx, ws)
+	if err != nil {
+		return ctx, err
+	}
+	object.Workspace = w.ID
+	if object.Kind == "workspace" {
+		object.ID = w.ID
+	}
+	err = s.access.Authorize(ctx, verb, object)
+	if err != nil && p.Workspace != "" && p.Workspace != w.ID && atelier.CodeOf(err) == atelier.Forbidden {
+		err = errNoWorkspace(ws)
+	}
+	return context.WithValue(ctx, workspaceKey, w), err
+}
+
+// readBody reads a JSON body whole, within bounds of size and time, and lifts the
+// deadline again: left in place it would end a request that works for long.
+func (s *server) readBody(c huma.Context, next func(huma.Context)) {
+	_ = c.SetReadDeadline(time.Now().Add(bodyPatience)) // not every transport has deadlines
+	body, err := io.ReadAll(io.LimitReader(c.BodyReader(), maxBody+1))
+	_ = c.SetReadDeadline(time.Time{})
+	switch {
+	case err != nil:
+		fail(c, atelier.Errorf(atelier.Timeout, "the body of the request did not arrive whole: %w", err))
+	case len(body) > maxBody:
+		fail(c, atelier.Errorf(atelier.TooLarge, "the body has more than %d bytes", maxBody).
+			WithRemedy("Send content to …/blobs, and name it by its digest here."))
+	default:
+		next(&bodyContext{humaContext: c, body: body})
+	}
+}
+
+// humaContext lets the contexts of this package embed huma's under another name
+// than that of its method Context.
+type humaContext huma.Context
+
+// bodyContext is a request whose body has been read.
+type bodyContext struct {
+	humaContext
+	body []byte
+}
+
+func (c *bodyContext) BodyReader() io.Reader { return bytes.NewReader(c.body) }
+
+// Unwrap lets humago find its own context.
+func (c *bodyContext) Unwrap() huma.Context { return c.humaContext }
+
+// bodyOf returns the body that readBody read.
+func bodyOf(c huma.Context) []byte {
+	for {
+		switch v := c.(type) {
+		case *bodyContext:
+			return v.body
+		case interface{ Unwrap() huma.Context }:
+			c = v.Unwrap()
+		default:
+			return nil
+		}
+	}
+}
+
+// fail answers a request from within huma's middleware.
+func fail(c huma.Context, err error) {
+	_, w := humago.Unwrap(c)
+	problemOf(c.Context(), err).write(w)
+}
+
+// mount adds a plain handler under prefix, which ends in "/" and may hold {ws}.
+// It is guarded like any route: verb is asked on an object of kind.
+func (s *server) mount(prefix string, verb access.Verb, kind string, h http.Handler) {
+	s.mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
+		ctx, err := s.allow(r.Context(), verb, r.PathValue("ws"), access.Object{Kind: kind})
+		if err != nil {
+			problemOf(ctx, err).write(w)
+			return
+		}
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
+}

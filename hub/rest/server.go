@@ -1,0 +1,121 @@
+package rest
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"net/http"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/registry"
+	"github.com/atelier-edge/atelier/hub/store"
+)
+
+// Access is what this package needs of access.Authority.
+type Access interface {
+	// Authenticate returns whose credential secret is; Unauthenticated for nobody's.
+	Authenticate(ctx context.Context, secret string) (access.Principal, error)
+	// Authorize decides whether the caller of ctx may do verb to object; Forbidden otherwise.
+	Authorize(ctx context.Context, verb access.Verb, object access.Object) error
+}
+
+// Config says what the API serves. Every field is required unless it says otherwise.
+type Config struct {
+	Store    store.Store
+	Access   Access
+	Registry *registry.Registry
+	Hub      Hub
+	Log      *slog.Logger
+	Now      func() time.Time // nil for time.Now
+	// Heartbeat is the time between signs of life on a watch; 0 for 15 seconds.
+	Heartbeat time.Duration
+}
+
+// Hub is what the hub tells of itself.
+type Hub struct {
+	Version     string // of the program
+	Fingerprint string // SHA-256 of the authority's certificate, for agents to pin
+	MQTT        string // URL under which devices reach the broker
+	CA          []byte // the authority's certificate, PEM
+}
+
+type server struct {
+	store        store.Store
+	access       Access
+	registry     *registry.Registry
+	hub          Hub
+	log          *slog.Logger
+	now          func() time.Time
+	heartbeat    time.Duration
+	mux          *http.ServeMux
+	boot         string // names this run of the hub
+	reservations atomic.Int64
+}
+
+// New returns the API's handler. The http.Server that it is given to should
+// end its base context when it shuts down, since watches last as long as their
+// requests; and should set no WriteTimeout, which would cut long downloads.
+func New(c Config) http.Handler {
+	useProblems()
+	s := &server{
+		store: c.Store, access: c.Access, registry: c.Registry, hub: c.Hub, log: c.Log,
+		now: c.Now, heartbeat: c.Heartbeat, mux: http.NewServeMux(), boot: rand.Text(),
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.heartbeat == 0 {
+		s.heartbeat = 15 * time.Second
+	}
+	s.routes(humago.New(s.mux, openAPI(c.Hub.Version)))
+	return s.observe(secure(sameOrigin(s.authenticate(problems(s.mux)))))
+}
+
+// routes lists every part of the API: one line each.
+func (s *server) routes(api huma.API) {
+	s.registerHub(api)
+	s.registerWorkspaces(api)
+	s.registerDocs(api)
+}
+
+// openAPI is the document that register adds operations to.
+func openAPI(version string) huma.Config {
+	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.Why](), reflect.TypeFor[Why]())
+	return huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title: "Atelier hub", Version: version,
+				Description: "Workspaces, their model registry, their devices and what runs on them. Lists are paged by cursor; " +
+					"a change names the revision it changes by If-Match; a POST may be repeated under an Idempotency-Key; errors are " +
+					"problem details (RFC 9457) with a code to branch on and a remedy.",
+				License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
+			Components: &huma.Components{
+				Schemas: schemas,
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					"bearer": {Type: "http", Scheme: "bearer", Description: "An access token"},
+					"basic":  {Type: "http", Scheme: "basic", Description: "An access token as the password; the user name is not looked at"},
+				},
+			},
+		},
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+	}
+}
+
+// Why is the form that atelier.Why has in JSON.
+type Why struct {
+	Reason  atelier.Reason `json:"reason" doc:"A stable word to branch on"`
+	Message string         `json:"message,omitempty" doc:"The particulars"`
+	Remedy  string         `json:"remedy,omitempty" doc:"What to do about it"`
+}
