@@ -1,0 +1,152 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/trust"
+	"github.com/atelier-edge/atelier/internal/wire"
+)
+
+// Bounds of a desired state, far above what a device can run.
+const (
+	maxModules = 256
+	maxFiles   = 4096 // per module
+)
+
+// Receive takes the envelope of a desired state whose payload Verify returned. It saves
+// the state where it is newer than the one that is held, and returns the answer
+// for the hub. changed tells that there is a new state to act on. A state that is held already is
+// acknowledged again. A refusal carries SignatureInvalid, UnsupportedFeature,
+// Replayed or StateNotDurable as its reason, and what was held stays.
+func (s *Store) Receive(raw, payload []byte) (ack wire.DesiredAck, changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	refuse := func(r atelier.Reason, format string, args ...any) (wire.DesiredAck, bool) {
+		ack.Why = atelier.Because(r, fmt.Sprintf(format, args...))
+		return ack, false
+	}
+	desired, err := decodeDesired(payload)
+	if desired != nil {
+		ack.Position = desired.Position()
+	}
+	if err != nil {
+		return refuse(atelier.ReasonUnsupportedFeature, "the desired state cannot be used: %v", err)
+	}
+	if desired.Device != s.opts.Device || desired.Workspace != s.opts.Workspace {
+		return refuse(atelier.ReasonSignatureInvalid, "the desired state is for device %s of workspace %s, this is device %s of workspace %s",
+			desired.Device, desired.Workspace, s.opts.Device, s.opts.Workspace)
+	}
+	held := s.position()
+	switch {
+	case s.desired != nil && desired.Position() == held && bytes.Equal(payload, s.payload):
+		ack.Saved, ack.Why = true, saved(held)
+		return ack, false
+	case s.desired != nil && !desired.Position().After(held):
+		return refuse(atelier.ReasonReplayed, "generation %d of epoch %d came, generation %d of epoch %d is held",
+			desired.Generation, desired.Epoch, held.Generation, held.Epoch)
+	}
+	for _, feature := range desired.Requires {
+		if !slices.Contains(s.opts.Features, feature) {
+			return refuse(atelier.ReasonUnsupportedFeature, "the desired state needs %q, which this agent does not have", feature)
+		}
+	}
+	if err := s.write(desiredFile, raw); err != nil {
+		return refuse(atelier.ReasonStateNotDurable, "%v", err)
+	}
+	s.desired, s.payload = desired, bytes.Clone(payload)
+	ack.Saved, ack.Why = true, saved(desired.Position())
+	return ack, true
+}
+
+// Refusal is the answer to an envelope of a desired state that did not verify.
+func Refusal(raw []byte, err error) wire.DesiredAck {
+	ack := wire.DesiredAck{Why: trust.WhyOf(err)}
+	// Which position it claims to have is no secret and lets the hub see what
+	// was refused; nothing else of it is used.
+	if _, payload, err := trust.Peek(raw); err == nil {
+		if claimed, _ := decodeDesired(payload); claimed != nil {
+			ack.Position = claimed.Position()
+		}
+	}
+	return ack
+}
+
+func saved(p atelier.Position) atelier.Why {
+	return atelier.Because(atelier.ReasonAsDesired, fmt.Sprintf("generation %d of epoch %d is saved", p.Generation, p.Epoch))
+}
+
+// decodeDesired reads a desired state and checks all that becomes a path or a
+// size on this device. Where the state can be read but not used, it is returned
+// with the error.
+func decodeDesired(payload []byte) (*atelier.DesiredState, error) {
+	var d atelier.DesiredState
+	if err := json.Unmarshal(payload, &d); err != nil {
+		return nil, atelier.Errorf(atelier.Invalid, "it is not the JSON of a desired state: %w", err)
+	}
+	if len(d.Modules) > maxModules {
+		return &d, atelier.Errorf(atelier.TooLarge, "it has %d modules, at most %d are allowed", len(d.Modules), maxModules)
+	}
+	seen := map[string]bool{}
+	for i := range d.Modules {
+		m := &d.Modules[i]
+		if err := checkModule(m); err != nil {
+			return &d, fmt.Errorf("module %.80q: %w", m.Name, err)
+		}
+		if seen[m.Deployment] || seen[m.Endpoint.Name] {
+			return &d, atelier.Errorf(atelier.Invalid, "deployment %s or endpoint %q is there twice", m.Deployment, m.Endpoint.Name)
+		}
+		seen[m.Deployment], seen[m.Endpoint.Name] = true, true
+	}
+	return &d, nil
+}
+
+// checkModule checks what a module says about paths, names and sizes.
+func checkModule(m *atelier.Module) error {
+	if !atelier.IsID(m.Deployment) || !atelier.IsID(m.Rollout) {
+		return atelier.Errorf(atelier.Invalid, "deployment %.80q or rollout %.80q is not an id", m.Deployment, m.Rollout)
+	}
+	if err := atelier.CheckName("endpoint", m.Endpoint.Name); err != nil {
+		return err
+	}
+	if m.Limits.Memory < 0 || m.Limits.CPUs < 0 {
+		return atelier.Errorf(atelier.Invalid, "a limit is negative")
+	}
+	if err := checkFiles(m.Model.Variant.Files, m.Model.Variant.Entry); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	if m.Runtime != nil {
+		if err := checkFiles(m.Runtime.Files, m.Runtime.Entry); err != nil {
+			return fmt.Errorf("runtime: %w", err)
+		}
+	}
+	return nil
+}
+
+func checkFiles(files []atelier.File, entry string) error {
+	if len(files) == 0 || len(files) > maxFiles {
+		return atelier.Errorf(atelier.Invalid, "it has %d files, expected 1 to %d", len(files), maxFiles)
+	}
+	found := false
+	paths := map[string]bool{}
+	for _, f := range files {
+		if err := atelier.CheckFilePath(f.Path); err != nil {
+			return err
+		}
+		if _, err := atelier.ParseDigest(string(f.Digest)); err != nil {
+			return err
+		}
+		if f.Size < 0 || paths[f.Path] {
+			return atelier.Errorf(atelier.Invalid, "file %q is there twice or has a negative size", f.Path)
+		}
+		paths[f.Path] = true
+		found = found || f.Path == entry
+	}
+	if !found {
+		return atelier.Errorf(atelier.Invalid, "its entry %.120q is none of its files", entry)
+	}
+	return nil
+}
