@@ -17,6 +17,7 @@ const (
 	RelDeployment = "deployment" // to a deployment's id
 	RelDevice     = "device"     // to a device's id
 	RelKey        = "key"        // to the fingerprint of a device's public key
+	RelSecret     = "secret"     // to the hash of a join token's secret
 	RelRevoked    = "revoked"    // to RevokedYes, from certificates that were revoked
 )
 
@@ -55,6 +56,9 @@ var (
 	}
 	JoinTokens = store.Collection[atelier.JoinToken]{
 		Kind: "join-token", Meta: func(v *atelier.JoinToken) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *atelier.JoinToken) []store.Ref {
+			return []store.Ref{{Rel: RelSecret, To: v.Hash}}
+		},
 	}
 	Devices = store.Collection[atelier.Device]{
 		Kind: "device", Meta: func(v *atelier.Device) *atelier.Meta { return &v.Meta },
