@@ -4,6 +4,13 @@
 // passes Authority.Authorize before anything is read or changed: one function
 // decides and audits, so that no transport can forget it. The package knows
 // principals, verbs and objects; it knows neither HTTP nor MQTT.
+//
+// Audited is each decision on a verb that changes something or hands out a
+// secret, and each refusal. Reading is audited only when it is refused: a page
+// that refreshes itself would bury what matters. So are the verbs that every
+// device does many times a minute (telemetry, content, reports): a synced row for
+// each would cost more than the work itself, and what they did can be seen in
+// what they wrote.
 package access
 
 import "context"
@@ -28,7 +35,7 @@ type Principal struct {
 	// Workspace is the id of the only workspace that the caller may touch, ""
 	// for one that is not bound to one.
 	Workspace string
-	// Role is what a User may do: "admin" everything, "viewer" only read.
+	// Role is what a User may do: Admin everything, Viewer only read.
 	Role string
 }
 
@@ -47,7 +54,8 @@ func (p Principal) Actor() string {
 // Verb names an action as "noun.verb": "model.register", "device.list".
 type Verb string
 
-// Object is what a verb is about.
+// Object is what a verb is about. For the verbs that a device does to itself it
+// is the device, also where content or telemetry moves.
 type Object struct {
 	Workspace string // id; "" for the hub itself
 	Kind      string

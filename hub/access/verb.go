@@ -1,0 +1,99 @@
+package access
+
+import "strings"
+
+// The verbs. A verb that only reads ends in .list, .show, .watch, .query or
+// .download; every other one changes something or hands out a secret.
+const (
+	WorkspaceCreate    Verb = "workspace.create"     // make a workspace
+	WorkspaceList      Verb = "workspace.list"       // see which workspaces there are
+	WorkspaceShow      Verb = "workspace.show"       // read a workspace
+	WorkspaceUpdate    Verb = "workspace.update"     // change a workspace's name, description or tags
+	WorkspaceDelete    Verb = "workspace.delete"     // delete an empty workspace
+	WorkspaceRotateKey Verb = "workspace.rotate-key" // give a workspace a new key for desired states
+
+	BlobUpload   Verb = "blob.upload"   // send content to a workspace, or to the hub
+	BlobShow     Verb = "blob.show"     // ask whether content is there, and how large it is
+	BlobDownload Verb = "blob.download" // read content by its digest
+
+	ModelRegister Verb = "model.register" // make a model, or a version of one
+	ModelList     Verb = "model.list"     // see models and their versions
+	ModelShow     Verb = "model.show"     // read a model or a version
+	ModelUpdate   Verb = "model.update"   // change the description or tags of a model or a version
+	ModelArchive  Verb = "model.archive"  // put a version out of use, or back into it
+	ModelDelete   Verb = "model.delete"   // delete a model or a version
+	ModelDownload Verb = "model.download" // read a version's files
+
+	RuntimeRegister Verb = "runtime.register" // add a runtime to the hub
+	RuntimeList     Verb = "runtime.list"     // see the hub's runtimes
+	RuntimeShow     Verb = "runtime.show"     // read a runtime
+	RuntimeDelete   Verb = "runtime.delete"   // remove a runtime
+
+	TokenCreate Verb = "token.create" // make an access token; shows its secret
+	TokenList   Verb = "token.list"   // see access tokens, without secrets
+	TokenRevoke Verb = "token.revoke" // end an access token
+
+	JoinTokenCreate Verb = "join-token.create" // make a token that lets devices join; shows its secret
+	JoinTokenList   Verb = "join-token.list"   // see join tokens, without secrets
+	JoinTokenRevoke Verb = "join-token.revoke" // end a join token
+
+	DeviceEnrol   Verb = "device.enrol"   // join a workspace as a device
+	DeviceList    Verb = "device.list"    // see devices
+	DeviceShow    Verb = "device.show"    // read a device, its desired and reported state, and why they differ
+	DeviceUpdate  Verb = "device.update"  // change a device's labels
+	DeviceRevoke  Verb = "device.revoke"  // cut a device off
+	DeviceDelete  Verb = "device.delete"  // revoke and forget a device
+	DeviceRenew   Verb = "device.renew"   // receive a new certificate as a device
+	DeviceConnect Verb = "device.connect" // connect to the broker as a device
+	DeviceLogs    Verb = "device.logs"    // fetch a log from a device
+
+	StateReport Verb = "state.report" // report a device's state
+	ContentPull Verb = "content.pull" // pull content to a device
+	ContentPush Verb = "content.push" // push content from a device
+
+	DeploymentCreate Verb = "deployment.create" // deploy a model version
+	DeploymentList   Verb = "deployment.list"   // see deployments
+	DeploymentShow   Verb = "deployment.show"   // read a deployment and its state on devices
+	DeploymentUpdate Verb = "deployment.update" // change a deployment, its version above all
+	DeploymentDelete Verb = "deployment.delete" // end a deployment
+
+	EndpointList      Verb = "endpoint.list"       // see endpoints
+	EndpointShow      Verb = "endpoint.show"       // read an endpoint, its addresses, and what answered a request
+	EndpointKeys      Verb = "endpoint.keys"       // see an endpoint's keys
+	EndpointRotateKey Verb = "endpoint.rotate-key" // give an endpoint a new primary or secondary key
+
+	TelemetryWrite Verb = "telemetry.write" // deliver a device's telemetry
+	TelemetryQuery Verb = "telemetry.query" // query telemetry
+
+	EventWatch Verb = "event.watch" // read events, those past and those to come
+	AuditShow  Verb = "audit.show"  // read the audit trail
+	HubShow    Verb = "hub.show"    // see the hub's version, addresses and the caller's own name
+)
+
+// Reads reports whether v only reads.
+func (v Verb) Reads() bool {
+	_, action, _ := strings.Cut(string(v), ".")
+	switch action {
+	case "list", "show", "watch", "query", "download":
+		return true
+	}
+	return false
+}
+
+// ofDevice are the verbs that a device does to itself, with the device as the
+// object. All of another kind of caller's business is closed to it.
+var ofDevice = map[Verb]bool{
+	DeviceConnect: true, DeviceRenew: true, StateReport: true,
+	ContentPull: true, ContentPush: true, TelemetryWrite: true,
+}
+
+// frequent are the verbs that a device does many times a minute.
+var frequent = map[Verb]bool{
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true,
+}
+
+// shared are the verbs on the hub itself that a caller bound to one workspace
+// may do: whoever serves them shows nothing of other workspaces.
+var shared = map[Verb]bool{
+	HubShow: true, WorkspaceList: true, RuntimeList: true, RuntimeShow: true,
+}
