@@ -1,0 +1,51 @@
+# Atelier: how to build, try and test it. `make help` lists the targets.
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN      := $(CURDIR)/bin
+CACHE    := $(CURDIR)/.cache
+PROGRAMS := $(notdir $(wildcard cmd/*))
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+
+# make test RACE=1 turns the race detector on, as CI does; it needs a C compiler.
+RACE     ?=
+# make test PKG=./hub/... tests a part.
+PKG      ?= ./...
+TEST_TIMEOUT ?= 20m
+
+.DEFAULT_GOAL := help
+.PHONY: help build runtime model demo test-tools test bench fuzz lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build all programs into bin/, static and stripped
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+runtime: ## fetch ONNX Runtime's shared library, pinned by hash, into .cache/
+	@scripts/fetch-runtime $(CACHE)/onnxruntime
+
+model: ## fetch the published model of the demo, pinned by hash, into .cache/
+	@scripts/fetch-model $(CACHE)/models
+
+demo: build runtime model ## the main job: a model from the command line to two devices and back (KEEP=1 leaves it running)
+	@KEEP=$(KEEP) examples/demo/run
+
+test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient
+	@scripts/install-test-tools $(CACHE)
+
+test: test-tools build runtime model ## run all tests (RACE=1 with the race detector, PKG=./hub/... a part)
+	go vet ./...
+	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
+
+bench: build runtime model ## run the benchmarks (BENCH=name one of them)
+	@scripts/bench $(BENCH)
+
+fuzz: ## run every fuzz test for a while each (FUZZTIME=30s)
+	@scripts/fuzz $(or $(FUZZTIME),30s)
+
+lint: ## check formatting and style
+	@scripts/lint $(CACHE)
+
+clean: ## delete what was built or fetched
+	rm -rf $(BIN) $(CACHE) demo-run bench/work
