@@ -78,7 +78,7 @@ func (d decision) err(p Principal, v Verb, o Object) error {
 		WithRemedy("Ask an administrator of the hub for a token that may.")
 }
 
-func allow(rule string) decision                   { return decision{allowed: true, rule: rule} }
+func allow(rule string) decision                    { return decision{allowed: true, rule: rule} }
 func refuse(code atelier.Code, why string) decision { return decision{rule: why, code: code} }
 
 // decide holds all the rules. What no rule allows is refused.
