@@ -24,6 +24,7 @@ const (
 	ReasonStartFailed        Reason = "StartFailed"
 	ReasonInitFailed         Reason = "InitFailed"
 	ReasonProbeFailed        Reason = "ProbeFailed"
+	ReasonCrashed            Reason = "Crashed"
 	ReasonCrashLoop          Reason = "CrashLoop"
 	ReasonOutOfMemory        Reason = "OutOfMemory"
 	ReasonDriverDown         Reason = "DriverDown"
@@ -60,6 +61,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonStartFailed:        {"The module's process could not be started.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonInitFailed:         {"The module started but could not load its model.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonProbeFailed:        {"The module runs but does not answer its health probe.", "Read the module's log with 'atelier device logs'."},
+	ReasonCrashed:            {"The module ended by itself; the agent starts it again.", "Read the module's log with 'atelier device logs' if it repeats."},
 	ReasonCrashLoop:          {"The module keeps ending; the agent waits longer before each new start.", "Read the module's log with 'atelier device logs', and deploy a version that works."},
 	ReasonOutOfMemory:        {"The module was ended because it used more memory than it may.", "Raise the deployment's memory limit, or choose a smaller variant."},
 	ReasonDriverDown:         {"The program that drives the module's target does not answer.", "Read the log of atelier-agent on the device."},
