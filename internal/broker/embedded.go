@@ -84,7 +84,6 @@ func NewEmbedded(cfg EmbeddedConfig) (*Embedded, error) {
 	caps.MaximumMessageExpiryInterval = 60
 	caps.TopicAliasMaximum = 0
 	caps.SharedSubAvailable = 0
-	caps.RetainAvailable = 0
 	caps.MinimumProtocolVersion = 4
 
 	e := &Embedded{

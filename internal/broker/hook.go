@@ -14,7 +14,9 @@ import (
 // works around (mochi 2.7.9): last wills pass no access check; an error from
 // OnPublish is not heeded unless it is ErrRejectPacket, which leaves QoS 1
 // without an answer, or CodeSuccessIgnore; OnDisconnect is not called for a
-// connection that fails while it is set up.
+// connection that fails while it is set up; retained messages that were switched
+// off are answered with a code that MQTT 3.1.1 does not know, which clients take
+// for success, so that we refuse them ourselves.
 type hook struct {
 	mqtt.HookBase
 	e *Embedded
