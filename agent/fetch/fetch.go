@@ -1,0 +1,177 @@
+// Package fetch brings content that a module needs onto the device and removes
+// what no module needs any more.
+//
+// What it promises: Fetch returns without error only when every file is in the
+// content store, verified and durable; it begins nothing for which the disk has no
+// room, and says exactly how much is missing. A fetch that was cut goes on where it
+// stopped. The package knows neither MQTT nor modules.
+package fetch
+
+import (
+	"context"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+)
+
+// Store is what fetch needs of the content store; *content.Store is one.
+type Store interface {
+	Has(atelier.Digest) (bool, error)
+	Free() (int64, error)
+	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
+	AbortStale(age time.Duration) error
+}
+
+// Receiver pulls one content from the hub into the store, and returns when it is
+// there. It waits while there is no connection. progress is told the bytes that
+// have arrived, from one goroutine.
+type Receiver interface {
+	Receive(ctx context.Context, d atelier.Digest, size int64, progress func(done int64)) error
+}
+
+// Fetcher fetches content. Its methods are safe for concurrent use.
+type Fetcher struct {
+	store    Store
+	receiver Receiver
+	reserve  int64
+	turn     chan struct{} // holds one token: one module fetches at a time
+}
+
+// New returns a Fetcher that leaves reserve bytes of the disk free.
+func New(store Store, receiver Receiver, reserve int64) *Fetcher {
+	return &Fetcher{store: store, receiver: receiver, reserve: reserve, turn: make(chan struct{}, 1)}
+}
+
+// Fetch returns when every file's content is in the store. Modules take turns,
+// so that the first is complete as early as can be and each knows the room that it
+// has; what is there already needs no turn. progress is told how many bytes of all
+// files are there. Errors have the code NoSpace where the disk is too small,
+// NotFound where the hub does not have the content, Corrupt where it sends
+// something else, and those of the Receiver.
+func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
+	files = distinct(files)
+	missing, here, err := f.missing(files)
+	if err != nil {
+		return err
+	}
+	progress(here)
+	if len(missing) == 0 {
+		return nil
+	}
+	select {
+	case f.turn <- struct{}{}:
+		defer func() { <-f.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	// Another module may have brought some of it meanwhile.
+	if missing, here, err = f.missing(files); err != nil {
+		return err
+	}
+	if err := f.room(missing); err != nil {
+		return err
+	}
+	for _, file := range missing {
+		err := f.receiver.Receive(ctx, file.Digest, file.Size, func(done int64) { progress(here + done) })
+		if err != nil && atelier.CodeOf(err) != atelier.Exists {
+			return err
+		}
+		here += file.Size
+		progress(here)
+	}
+	return nil
+}
+
+// missing returns the files whose content is not in the store, and the size of
+// what is.
+func (f *Fetcher) missing(files []atelier.File) (missing []atelier.File, here int64, err error) {
+	for _, file := range files {
+		has, err := f.store.Has(file.Digest)
+		if err != nil {
+			return nil, 0, err
+		}
+		if has {
+			here += file.Size
+		} else {
+			missing = append(missing, file)
+		}
+	}
+	return missing, here, nil
+}
+
+// room checks that the disk can take files. Content that has arrived in part is
+// counted in full: it is at most a little too careful.
+func (f *Fetcher) room(files []atelier.File) error {
+	var need int64
+	for _, file := range files {
+		need += file.Size
+	}
+	free, err := f.store.Free()
+	if err != nil {
+		return err
+	}
+	if short := need + f.reserve - free; short > 0 {
+		return atelier.Errorf(atelier.NoSpace, "%d bytes are to be fetched, %d are free and %d of them stay in reserve: %d bytes too few", need, free, f.reserve, short).
+			WithRemedy("Free at least %d bytes on the device, or remove a deployment from it.", short)
+	}
+	return nil
+}
+
+// distinct returns files without those whose content was there before.
+func distinct(files []atelier.File) []atelier.File {
+	seen := make(map[atelier.Digest]bool, len(files))
+	var out []atelier.File
+	for _, file := range files {
+		if !seen[file.Digest] {
+			seen[file.Digest] = true
+			out = append(out, file)
+		}
+	}
+	return out
+}
+
+// Size returns the bytes that files take in the store: each content once.
+func Size(files []atelier.File) int64 {
+	var sum int64
+	for _, file := range distinct(files) {
+		sum += file.Size
+	}
+	return sum
+}
+
+// Times of garbage collection.
+const (
+	collectEvery = time.Hour
+	// condemnedFor is how long content stays after nothing needed it any more.
+	condemnedFor = 30 * time.Minute
+	// staleAfter is how long an unfinished fetch is kept to be resumed.
+	staleAfter = 7 * 24 * time.Hour
+)
+
+// Collect removes content that needed denies, now and then until ctx ends. It
+// tells failed why a pass did not work; the next one tries again.
+func (f *Fetcher) Collect(ctx context.Context, needed func() map[atelier.Digest]bool, failed func(error)) {
+	ticker := time.NewTicker(collectEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if err := f.collect(ctx, needed); err != nil && ctx.Err() == nil {
+				failed(err)
+			}
+		}
+	}
+}
+
+// collect makes one pass.
+func (f *Fetcher) collect(ctx context.Context, needed func() map[atelier.Digest]bool) error {
+	if err := f.store.AbortStale(staleAfter); err != nil {
+		return err
+	}
+	// Asked anew for each blob: a desired state may arrive meanwhile.
+	_, err := f.store.Collect(ctx, condemnedFor, func(d atelier.Digest) (bool, error) { return needed()[d], nil })
+	return err
+}

@@ -1,0 +1,186 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/durable/durabletest"
+)
+
+// hub is a Receiver that has contents of its own.
+type hub struct {
+	store *content.Store
+	has   map[atelier.Digest][]byte
+	err   error
+
+	mu     sync.Mutex
+	asked  []atelier.Digest
+	active int
+	most   int
+	gate   chan struct{} // where not nil, each Receive waits for it
+}
+
+func (h *hub) Receive(ctx context.Context, d atelier.Digest, size int64, progress func(int64)) error {
+	h.mu.Lock()
+	h.asked = append(h.asked, d)
+	h.active++
+	h.most = max(h.most, h.active)
+	h.mu.Unlock()
+	defer func() { h.mu.Lock(); h.active--; h.mu.Unlock() }()
+	if h.gate != nil {
+		select {
+		case <-h.gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if h.err != nil {
+		return h.err
+	}
+	progress(size / 2)
+	w, err := h.store.Writer("")
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(h.has[d]); err != nil {
+		return err
+	}
+	_, err = w.Commit(d, size)
+	return err
+}
+
+func setup(t *testing.T, contents ...string) (*hub, *durabletest.Disk, []atelier.File) {
+	t.Helper()
+	disk := durabletest.NewDisk()
+	disk.SetSpace(1 << 20)
+	store, err := content.Open(disk, "/content")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hub{store: store, has: map[atelier.Digest][]byte{}}
+	var files []atelier.File
+	for _, c := range contents {
+		d := atelier.DigestOf([]byte(c))
+		h.has[d] = []byte(c)
+		files = append(files, atelier.File{Path: c, Digest: d, Size: int64(len(c))})
+	}
+	return h, disk, files
+}
+
+func TestFetchesWhatIsMissingOnce(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "one", "three", "one")
+	f := New(h.store, h, 0)
+	var told []int64
+	if err := f.Fetch(t.Context(), files, func(n int64) { told = append(told, n) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.asked) != 2 {
+		t.Errorf("asked for %d contents, want 2", len(h.asked))
+	}
+	for i := 1; i < len(told); i++ {
+		if told[i] < told[i-1] {
+			t.Errorf("progress goes back: %v", told)
+		}
+	}
+	if last := told[len(told)-1]; last != Size(files) || last != 8 {
+		t.Errorf("progress ends at %d, the files have %d bytes", last, Size(files))
+	}
+	if err := f.Fetch(t.Context(), files, func(int64) {}); err != nil || len(h.asked) != 2 {
+		t.Errorf("fetched again: %v, %d", err, len(h.asked))
+	}
+}
+
+func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, strings.Repeat("x", 1000))
+	free, err := h.store.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := New(h.store, h, free-900)
+	err = f.Fetch(t.Context(), files, func(int64) {})
+	if atelier.CodeOf(err) != atelier.NoSpace || !strings.Contains(err.Error(), "1000 bytes are to be fetched") || !strings.Contains(err.Error(), "100 bytes too few") {
+		t.Errorf("got %v", err)
+	}
+	if len(h.asked) != 0 {
+		t.Error("it began all the same")
+	}
+}
+
+func TestPassesErrorsOn(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "one")
+	h.err = atelier.Errorf(atelier.NotFound, "gone")
+	if err := New(h.store, h, 0).Fetch(t.Context(), files, func(int64) {}); !errors.Is(err, h.err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestModulesTakeTurns(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "a", "bb", "ccc", "dddd")
+	h.gate = make(chan struct{})
+	f := New(h.store, h, 0)
+	var wg sync.WaitGroup
+	for _, file := range files {
+		wg.Go(func() {
+			if err := f.Fetch(t.Context(), []atelier.File{file}, func(int64) {}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range files {
+		h.gate <- struct{}{}
+	}
+	wg.Wait()
+	if h.most != 1 {
+		t.Errorf("%d fetches at a time", h.most)
+	}
+	// One that waits for its turn lets go when it is told to.
+	h.has[atelier.DigestOf([]byte("x"))] = []byte("x")
+	late := []atelier.File{{Path: "x", Digest: atelier.DigestOf([]byte("x")), Size: 1}}
+	f.turn <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := f.Fetch(ctx, late, func(int64) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCollectKeepsWhatIsNeeded(t *testing.T) {
+	t.Parallel()
+	disk := durabletest.NewDisk()
+	now := time.Now()
+	store, err := content.Open(disk, "/content", content.WithClock(func() time.Time { return now }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hub{store: store, has: map[atelier.Digest][]byte{}}
+	keep, drop := atelier.DigestOf([]byte("keep")), atelier.DigestOf([]byte("drop"))
+	h.has[keep], h.has[drop] = []byte("keep"), []byte("drop")
+	f := New(store, h, 0)
+	files := []atelier.File{{Digest: keep, Size: 4}, {Digest: drop, Size: 4}}
+	if err := f.Fetch(t.Context(), files, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	needed := func() map[atelier.Digest]bool { return map[atelier.Digest]bool{keep: true} }
+	for range 2 {
+		if err := f.collect(t.Context(), needed); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(condemnedFor + time.Minute)
+	}
+	if has, err := store.Has(keep); err != nil || !has {
+		t.Errorf("what is needed is gone: %v", err)
+	}
+	if has, err := store.Has(drop); err != nil || has {
+		t.Errorf("what nobody needs is still there: %v", err)
+	}
+}
