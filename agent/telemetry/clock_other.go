@@ -1,0 +1,14 @@
+//go:build !linux
+
+package telemetry
+
+import (
+	"time"
+
+	"github.com/atelier-edge/atelier/internal/wire"
+)
+
+// ReadClock reads the wall clock; what else there is is not portable.
+func ReadClock() wire.Clock { return wire.Clock{Wall: time.Now()} }
+
+func resident() (int64, bool) { return 0, false }

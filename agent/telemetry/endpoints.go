@@ -1,0 +1,221 @@
+package telemetry
+
+import (
+	"cmp"
+	"encoding/json"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/durable"
+	"github.com/atelier-edge/atelier/internal/otlp"
+)
+
+// served names a line of counters. Rollouts of the same version share one.
+type served struct {
+	Endpoint   string `json:"endpoint"`
+	Deployment string `json:"deployment"` // id
+	Model      string `json:"model"`
+	Version    int    `json:"version"`
+}
+
+// totals are what was counted for one line.
+type totals struct {
+	Requests map[string]uint64 `json:"requests"` // by class: "2xx"
+	Buckets  []uint64          `json:"buckets"`
+	Seconds  float64           `json:"seconds"`
+	inFlight int64
+}
+
+func (t *totals) add(c *totals) {
+	if t.Requests == nil {
+		t.Requests = map[string]uint64{}
+	}
+	for class, n := range c.Requests {
+		t.Requests[class] += n
+	}
+	if len(t.Buckets) < len(c.Buckets) {
+		t.Buckets = append(t.Buckets, make([]uint64, len(c.Buckets)-len(t.Buckets))...)
+	}
+	for i, n := range c.Buckets {
+		t.Buckets[i] += n
+	}
+	t.Seconds += c.Seconds
+	t.inFlight += c.inFlight
+}
+
+// maxRetired bounds how many lines of backends that are gone are kept.
+const maxRetired = 256
+
+// endpointCounters turns the gateway's counters, which it keeps for each
+// backend and forgets with it, into totals that never fall while one gateway
+// runs. The totals count from the gateway's start: a gateway that starts anew
+// begins at zero with a later start, as OTLP's cumulative sums do.
+//
+// What a backend counted before the gateway forgot it is kept in a file, since a
+// restarted agent could not know it, and a total that falls counts as a new start.
+type endpointCounters struct {
+	fs      durable.FS
+	path    string
+	log     *slog.Logger
+	started int64 // Unix milliseconds; of the gateway that the rest is about
+	live    map[string]liveBackend
+	retired map[served]*totals
+}
+
+type liveBackend struct {
+	served served
+	totals totals
+}
+
+// retiredFile is the form of the file.
+type retiredFile struct {
+	Started int64         `json:"started"`
+	Lines   []retiredLine `json:"lines"`
+}
+
+type retiredLine struct {
+	served
+	totals
+}
+
+func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpointCounters {
+	c := &endpointCounters{fs: fsys, path: filepath.Join(dir, "retired.json"), log: log}
+	c.reset(0)
+	var file retiredFile
+	b, err := durable.ReadFile(fsys, c.path)
+	if err == nil {
+		err = json.Unmarshal(b, &file)
+	}
+	if err != nil {
+		if atelier.CodeOf(err) != atelier.NotFound {
+			log.Warn("cannot read what earlier backends counted; rates may jump once", "file", c.path, "error", err)
+		}
+		return c
+	}
+	c.started = file.Started
+	for _, l := range file.Lines {
+		c.retired[l.served] = &l.totals
+	}
+	return c
+}
+
+func (c *endpointCounters) reset(started int64) {
+	c.started = started
+	c.live = map[string]liveBackend{}
+	c.retired = map[served]*totals{}
+}
+
+// take counts what the gateway says and returns the totals.
+func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
+	if s.Started != c.started {
+		c.reset(s.Started)
+	}
+	now := make(map[string]liveBackend, len(s.Counters))
+	for i := range s.Counters {
+		e := &s.Counters[i]
+		now[e.Endpoint+"/"+e.Rollout] = liveBackend{
+			served{e.Endpoint, e.Deployment, e.Model, e.Version},
+			totals{Requests: e.Requests, Buckets: e.Buckets, Seconds: e.Seconds, inFlight: e.InFlight},
+		}
+	}
+	gone := false
+	for id, b := range c.live {
+		if _, still := now[id]; still {
+			continue
+		}
+		b.totals.inFlight = 0
+		if c.retired[b.served] == nil && len(c.retired) < maxRetired {
+			c.retired[b.served] = &totals{}
+		}
+		if t := c.retired[b.served]; t != nil {
+			t.add(&b.totals)
+			gone = true
+		}
+	}
+	c.live = now
+	if gone {
+		c.save()
+	}
+	sums := make(map[served]*totals, len(now)+len(c.retired))
+	add := func(k served, t *totals) {
+		if sums[k] == nil {
+			sums[k] = &totals{}
+		}
+		sums[k].add(t)
+	}
+	for k, t := range c.retired {
+		add(k, t)
+	}
+	for _, b := range now {
+		add(b.served, &b.totals)
+	}
+	return sums
+}
+
+func (c *endpointCounters) save() {
+	file := retiredFile{Started: c.started}
+	for k, t := range c.retired {
+		file.Lines = append(file.Lines, retiredLine{k, *t})
+	}
+	b, err := json.Marshal(file)
+	if err == nil {
+		err = durable.WriteFile(c.fs, c.path, b, 0o600)
+	}
+	if err != nil {
+		c.log.Warn("cannot keep what a backend counted; rates may jump when the agent restarts", "file", c.path, "error", err)
+	}
+}
+
+// endpointMetrics makes metrics of the totals. names tells deployments' names by id.
+func endpointMetrics(m *metrics, started int64, sums map[served]*totals, names map[string]string) {
+	start := uint64(started) * 1e6
+	keys := make([]served, 0, len(sums))
+	for k := range sums {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b served) int {
+		return cmp.Or(cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Deployment, b.Deployment),
+			cmp.Compare(a.Model, b.Model), cmp.Compare(a.Version, b.Version))
+	})
+	var requests, inFlight []otlp.Point
+	var latencies []otlp.HistogramPoint
+	for _, k := range keys {
+		t := sums[k]
+		deployment := cmp.Or(names[k.Deployment], k.Deployment)
+		labels := []string{"endpoint", k.Endpoint, "deployment", deployment, "model", k.Model, "version", strconv.Itoa(k.Version)}
+		for _, class := range sortedKeys(t.Requests) {
+			requests = append(requests, point(float64(t.Requests[class]), append(labels, "code", class)...))
+		}
+		inFlight = append(inFlight, point(float64(t.inFlight), labels...))
+		if len(t.Buckets) == len(atelier.LatencyBounds)+1 {
+			count := uint64(0)
+			for _, n := range t.Buckets {
+				count += n
+			}
+			latencies = append(latencies, otlp.HistogramPoint{
+				Attributes: point(0, labels...).Attributes, Start: start, Time: m.now,
+				Count: count, Sum: t.Seconds, Counts: t.Buckets, Bounds: atelier.LatencyBounds,
+			})
+		}
+	}
+	m.sum("atelier.endpoint.requests", "{request}", "Requests that the endpoint answered, by class of status.", start, requests...)
+	m.gauge("atelier.endpoint.requests.in_flight", "{request}", "Requests that are being answered.", inFlight...)
+	if len(latencies) > 0 {
+		m.list = append(m.list, otlp.Metric{
+			Name: "atelier.endpoint.latency", Unit: "s", Description: "Time that the gateway took to answer.",
+			Kind: otlp.Histogram, Temporality: otlp.Cumulative, Histograms: latencies,
+		})
+	}
+}
+
+func sortedKeys(m map[string]uint64) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
