@@ -12,13 +12,13 @@ import (
 
 // The relations that resources refer to each other by.
 const (
-	RelBlob       = "blob"       // to a digest: this resource needs that content
-	RelVersion    = "version"    // to a version's id
-	RelDeployment = "deployment" // to a deployment's id
-	RelDevice     = "device"     // to a device's id
-	RelKey        = "key"        // to the fingerprint of a device's public key
-	RelSecret     = "secret"     // to the hash of a join token's secret
-	RelRevoked    = "revoked"    // to RevokedYes, from certificates that were revoked
+	RelBlob       = "blob"        // to a digest: this resource needs that content
+	RelVersion    = "version"     // to a version's id
+	RelDeployment = "deployment"  // to a deployment's id
+	RelDevice     = "device"      // to a device's id
+	RelKey        = "key"         // to the fingerprint of a device's public key
+	RelSecret     = "join-secret" // to the hash of a join token's secret
+	RelRevoked    = "revoked"     // to RevokedYes, from certificates that were revoked
 )
 
 // RevokedYes is what RelRevoked points at.

@@ -2,6 +2,7 @@ package enrol
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -74,6 +75,23 @@ func revokeAll(tx store.Tx, device string, now time.Time) error {
 		_, err := catalog.Certificates.Update(tx, "", c)
 		return err
 	})
+}
+
+// sweep removes the records of revoked certificates that have expired, whose
+// devices may be long gone.
+func (s *Service) sweep(tx store.Tx) error {
+	var expired []string
+	q := store.Query{Rel: catalog.RelRevoked, To: catalog.RevokedYes}
+	err := catalog.Certificates.Each(tx, q, func(c catalog.Certificate) error {
+		if s.now().After(c.NotAfter) {
+			expired = append(expired, c.ID)
+		}
+		return nil
+	})
+	for _, id := range expired {
+		err = errors.Join(err, catalog.Certificates.Delete(tx, "", id, 0))
+	}
+	return err
 }
 
 // RevocationList returns the list of all revoked certificates that have not

@@ -8,8 +8,8 @@
 // certificate that ran out is renewed by whoever still has the key; and nobody
 // who cannot prove a key learns whether the hub knows it.
 //
-// Join and Renew authenticate their callers themselves and ask access.Authorize;
-// for everything else the caller has asked it. The package knows neither HTTP
+// Join, Renew and Admit authenticate their callers themselves and ask
+// access.Authorize; for everything else the caller has asked it. The package knows neither HTTP
 // nor MQTT: who serves MQTT asks Admit at each handshake, and cuts connections
 // when OnRevoke tells it to.
 package enrol
@@ -27,13 +27,6 @@ import (
 	"github.com/atelier-edge/atelier/hub/catalog"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/trust"
-)
-
-// The verbs that this package asks access.Authorize for, as the holder of a join
-// token and as the device.
-const (
-	VerbJoin  access.Verb = "device.join"
-	VerbRenew access.Verb = "device.renew"
 )
 
 // Access is what this package needs of access.Authority.
@@ -110,25 +103,38 @@ func (s *Service) tell(hooks *[]func(string), id string) {
 
 // Admit decides whether the device with the id may connect with cert, which the
 // caller has verified against the authority: it must be known, hold the key that
-// it joined with, and not be revoked.
+// it joined with, and not be revoked. Forbidden otherwise.
 func (s *Service) Admit(ctx context.Context, device string, cert *x509.Certificate) error {
 	refused := atelier.Errorf(atelier.Forbidden, "device %s is not, or no longer, a device of this hub", device)
 	key, err := trust.NewPublicKey(cert.PublicKey)
 	if err != nil {
 		return refused
 	}
-	return s.store.View(ctx, func(tx store.Tx) error {
-		d, _, err := deviceByKey(tx, device, key)
-		switch {
-		case atelier.CodeOf(err) == atelier.NotFound:
-			return refused
-		case err != nil:
-			return err
-		case d.Revoked != nil:
-			return refused
-		}
-		return nil
+	var d atelier.Device
+	var workspace string
+	err = s.store.View(ctx, func(tx store.Tx) (err error) {
+		d, workspace, err = deviceByKey(tx, device, key)
+		return err
 	})
+	switch {
+	case atelier.CodeOf(err) == atelier.NotFound:
+		return refused
+	case err != nil:
+		return err
+	case d.Revoked != nil:
+		return refused
+	}
+	return s.authorize(ctx, access.DeviceConnect, d, workspace)
+}
+
+// authorize asks whether the device, which has proved its key, may do verb.
+func (s *Service) authorize(ctx context.Context, verb access.Verb, d atelier.Device, workspace string) error {
+	return s.access.Authorize(asDevice(ctx, d, workspace), verb,
+		access.Object{Workspace: workspace, Kind: catalog.Devices.Kind, ID: d.ID})
+}
+
+func asDevice(ctx context.Context, d atelier.Device, workspace string) context.Context {
+	return access.WithPrincipal(ctx, access.Principal{Kind: access.Device, ID: d.ID, Name: d.Name, Workspace: workspace})
 }
 
 // deviceByKey returns the device with the id and the key, and its workspace.

@@ -48,7 +48,7 @@ func (s *Service) Join(ctx context.Context, req wire.EnrolRequest) (wire.Enrolme
 	if err != nil {
 		return out, err
 	}
-	if err := s.access.Authorize(ctx, VerbJoin, access.Object{Workspace: workspace, Kind: catalog.Devices.Kind}); err != nil {
+	if err := s.access.Authorize(ctx, access.DeviceEnrol, access.Object{Workspace: workspace, Kind: catalog.Devices.Kind}); err != nil {
 		return out, err
 	}
 	if out.Root, out.Delegation, err = s.authority.Pin(workspace); err != nil {

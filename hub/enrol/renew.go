@@ -89,13 +89,11 @@ func (s *Service) Renew(ctx context.Context, req wire.RenewRequest) (wire.Renewa
 	if err != nil {
 		return wire.Renewal{}, err
 	}
-	ctx = access.WithPrincipal(ctx, access.Principal{Kind: access.Device, ID: device.ID, Name: device.Name, Workspace: workspace})
-	object := access.Object{Workspace: workspace, Kind: catalog.Devices.Kind, ID: device.ID}
-	if err := s.access.Authorize(ctx, VerbRenew, object); err != nil {
+	if err := s.authorize(ctx, access.DeviceRenew, device, workspace); err != nil {
 		return wire.Renewal{}, err
 	}
 	var cert issued
-	err = s.store.Update(ctx, access.By(ctx), func(tx store.Tx) error {
+	err = s.store.Update(ctx, access.By(asDevice(ctx, device, workspace)), func(tx store.Tx) error {
 		d, err := catalog.Devices.Get(tx, workspace, device.ID)
 		if err != nil {
 			return err

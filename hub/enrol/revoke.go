@@ -47,6 +47,9 @@ func (s *Service) Delete(ctx context.Context, workspace, ref string, revision in
 		if err := revokeAll(tx, id, s.now().UTC()); err != nil {
 			return err
 		}
+		if err := s.sweep(tx); err != nil {
+			return err
+		}
 		return catalog.Devices.Delete(tx, workspace, id, revision)
 	})
 	if err != nil {
