@@ -36,6 +36,7 @@ const (
 	ReasonReplayed           Reason = "Replayed"
 	ReasonContentGone        Reason = "ContentGone"
 	ReasonGatewayDown        Reason = "GatewayDown"
+	ReasonStateTooLarge      Reason = "StateTooLarge"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -73,6 +74,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonReplayed:           {"A desired state that is older than the present one was refused.", "Nothing is to be done, unless it repeats: then look for somebody who replays messages."},
 	ReasonContentGone:        {"The hub no longer has content that the desired state names.", "Register the model version again."},
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
+	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

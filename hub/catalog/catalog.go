@@ -94,6 +94,25 @@ var (
 	Rollouts = store.Collection[atelier.Rollout]{
 		Kind: "rollout", Meta: func(v *atelier.Rollout) *atelier.Meta { return &v.Meta },
 	}
+	// DesiredStates have the id of their device.
+	DesiredStates = store.Collection[DesiredState]{
+		Kind: "desired", Meta: func(v *DesiredState) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *DesiredState) []store.Ref {
+			var refs []store.Ref
+			for _, m := range v.Modules {
+				refs = append(refs, blobRefs(m.Content())...)
+			}
+			return refs
+		},
+	}
+	// ReportedStates have the id of their device.
+	ReportedStates = store.Collection[ReportedState]{
+		Kind: "reported", Meta: func(v *ReportedState) *atelier.Meta { return &v.Meta },
+	}
+	// Fleets belong to the hub. There is one, with the name "fleet".
+	Fleets = store.Collection[Fleet]{
+		Kind: "fleet", Meta: func(v *Fleet) *atelier.Meta { return &v.Meta },
+	}
 )
 
 // Blob is content that a workspace holds.
@@ -110,6 +129,55 @@ type Certificate struct {
 	NotBefore time.Time  `json:"not_before"`
 	NotAfter  time.Time  `json:"not_after"`
 	Revoked   *time.Time `json:"revoked,omitempty"`
+}
+
+// Fleet is what all devices of the hub have in common.
+type Fleet struct {
+	atelier.Meta
+	// Epoch is the present epoch of desired states; see atelier.DesiredState.
+	Epoch uint64 `json:"epoch"`
+}
+
+// DesiredState is the newest desired state of a device, as it is sent.
+type DesiredState struct {
+	atelier.Meta
+	Position atelier.Position `json:"position"`
+	// Content is the digest of the modules: the same modules are the same state.
+	Content  atelier.Digest   `json:"content"`
+	Modules  []atelier.Module `json:"modules"`
+	Key      string           `json:"key"`      // id of the key that signed Envelope
+	Envelope []byte           `json:"envelope"` // DSSE; exactly these bytes are sent each time
+	// Unmet lists deployments that select the device and that it cannot run.
+	Unmet []Unmet `json:"unmet,omitempty"`
+}
+
+// Unmet is a deployment that a device cannot run, and why.
+type Unmet struct {
+	Deployment string      `json:"deployment"` // id
+	Name       string      `json:"name"`
+	Why        atelier.Why `json:"why"`
+}
+
+// ReportedState is what a device said last.
+type ReportedState struct {
+	atelier.Meta
+	// Session is the device's newest session; Earlier are some before it, the
+	// newest last, none of which may be opened again.
+	Session string   `json:"session"`
+	Earlier []string `json:"earlier,omitempty"`
+	// Acked is the newest desired state that the device has saved.
+	Acked atelier.Position `json:"acked"`
+	// Refused is set while the device refuses its newest desired state.
+	Refused *Refusal `json:"refused,omitempty"`
+	// State is the device's last report; nil before the first.
+	State    *atelier.ReportedState `json:"state,omitempty"`
+	Received *time.Time             `json:"received,omitempty"` // when State came, by the hub's clock
+}
+
+// Refusal is a device's no to a desired state.
+type Refusal struct {
+	Position atelier.Position `json:"position"`
+	Why      atelier.Why      `json:"why"`
 }
 
 func blobRefs(files []atelier.File) []store.Ref {

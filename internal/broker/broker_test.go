@@ -27,7 +27,7 @@ func embedded(t *testing.T, pki *brokertest.PKI) (*broker.Embedded, string) {
 
 func external(t *testing.T, pki *brokertest.PKI, url string) *broker.External {
 	t.Helper()
-	bus, err := broker.NewExternal(broker.ExternalConfig{URL: url, TLS: pki.Client("atelier-hub")})
+	bus, err := broker.NewExternal(broker.ExternalConfig{URL: url, TLS: pki.Client("hub")})
 	if err != nil {
 		t.Fatal(err)
 	}
