@@ -13,7 +13,7 @@ PKG      ?= ./...
 TEST_TIMEOUT ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build runtime model demo test-tools test bench fuzz lint clean
+.PHONY: help build runtime model demo demo-stop test-tools test bench fuzz lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ model: ## fetch the published model of the demo, pinned by hash, into .cache/
 	@scripts/fetch-model $(CACHE)/models
 
 demo: build runtime model ## the main job: a model from the command line to two devices and back (KEEP=1 leaves it running)
-	@KEEP=$(KEEP) examples/demo/run
+	@KEEP=$(KEEP) go run ./examples/demo
+
+demo-stop: ## end what 'make demo KEEP=1' left running
+	@go run ./examples/demo stop
 
 test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient
 	@scripts/install-test-tools $(CACHE)
