@@ -13,6 +13,7 @@ import (
 // The relations that resources refer to each other by.
 const (
 	RelBlob       = "blob"        // to a digest: this resource needs that content
+	RelHeld       = "held"        // to a digest: its workspace may see that content
 	RelVersion    = "version"     // to a version's id
 	RelDeployment = "deployment"  // to a deployment's id
 	RelDevice     = "device"      // to a device's id
@@ -53,6 +54,9 @@ var (
 	// content store itself is shared by all.
 	Blobs = store.Collection[Blob]{
 		Kind: "blob", Meta: func(v *Blob) *atelier.Meta { return &v.Meta },
+		Refs: func(v *Blob) []store.Ref {
+			return []store.Ref{{Rel: RelHeld, To: v.Name}}
+		},
 	}
 	JoinTokens = store.Collection[atelier.JoinToken]{
 		Kind: "join-token", Meta: func(v *atelier.JoinToken) *atelier.Meta { return &v.Meta }, Quiet: true,
