@@ -141,8 +141,8 @@ func (in *Ingest) Size() int64 { return in.size }
 // Has reports whether all of r was accepted.
 func (in *Ingest) Has(r Range) bool { return in.done.Contains(r) }
 
-// Missing returns what of r was not accepted yet.
-func (in *Ingest) Missing(r Range) Ranges { return in.done.Missing(r) }
+// Accepted returns what was accepted; the caller must not change it.
+func (in *Ingest) Accepted() Ranges { return in.done }
 
 // Done returns how many bytes were accepted.
 func (in *Ingest) Done() int64 { return in.done.Bytes() }

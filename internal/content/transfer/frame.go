@@ -1,0 +1,340 @@
+// Package transfer moves content between two peers in binary frames: it holds both
+// halves of the content protocol, the Receiver that asks and the Sender that
+// answers. It knows no MQTT and no topics; frames may be lost, doubled, reordered
+// and damaged on their way, and either peer may forget everything at any time.
+//
+// What it promises: content arrives as a whole, verified, and becomes visible only
+// then; or a typed error says why. What has arrived is not asked for again, also
+// after a restart (see content.Ingest). Memory stays within a few frames per
+// transfer, whatever the size of the content and whatever a peer sends.
+//
+// The receiver steers. It opens a transfer; the sender answers with a plan: the
+// way in which the content comes, its size, and length and SHA-256 of every chunk.
+// The receiver says want: all ranges that it misses, and a credit, how many bytes
+// of them the sender may send. Data comes until the credit is used; a newer want
+// of the same round only raises the credit. When nothing new comes for a
+// while, or the round's end came and something is missing, the receiver begins a
+// new round with the ranges that it misses then. So wants are idempotent, the
+// newest wins, and no frame must arrive for the transfer to go on. A sender that
+// knows nothing of a transfer answers gone, and the receiver opens it anew.
+package transfer
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"hash/crc32"
+	"math"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+)
+
+// Every frame is: version (1 byte), kind (1), transfer (8), body, CRC-32C of all
+// that (4). Numbers are big-endian. A decoder ignores what follows the fields that
+// it knows in open, plan, want and gone, so that fields can be added.
+//
+//	open    digest (32), largest frame that the receiver takes (4), number of ways (1), ways (1 each)
+//	plan    way (1), size (8), number of chunks (4), of each: length (4), SHA-256 (32)
+//	want    round (4), credit (8), number of ranges (4), of each: start (8), end (8)
+//	data    round (4), sent (8), chunk (4), offset in the chunk (4), bytes
+//	gone    length of code (1), code, length of message (2), message
+//	cancel  –
+const (
+	version = 1
+
+	headerSize = 1 + 1 + 8
+	sumSize    = 4
+	planHeader = headerSize + 1 + 8 + 4 + sumSize
+	planEntry  = 4 + sha256.Size
+	wantHeader = headerSize + 4 + 8 + 4 + sumSize
+	wantEntry  = 8 + 8
+	dataHeader = headerSize + 4 + 8 + 4 + 4 + sumSize
+)
+
+// Limits of the protocol. Frames beyond them are dropped.
+const (
+	// DefaultMaxFrame is the largest frame in bytes where nothing else is set;
+	// brokers and cloud gateways commonly cut at 128 KiB.
+	DefaultMaxFrame = 120 << 10
+	// MinMaxFrame is the smallest limit of a frame that a peer may ask for.
+	MinMaxFrame = 8 << 10
+	// MaxChunks is how many chunks a plan has at most.
+	MaxChunks = 2048
+	// MaxRanges is how many missing ranges a want lists at most: the rest is
+	// asked for in a later round.
+	MaxRanges = 512
+
+	maxWays    = 16
+	maxMessage = 300
+)
+
+// kind is what a frame is.
+type kind byte
+
+const (
+	kindOpen   kind = 1
+	kindPlan   kind = 2
+	kindWant   kind = 3
+	kindData   kind = 4
+	kindGone   kind = 5
+	kindCancel kind = 6
+)
+
+// ToSender reports whether a frame is for the sending half of the peer that got
+// it; otherwise it is for the receiving half, if it is a frame at all.
+func ToSender(frame []byte) bool {
+	if len(frame) < headerSize {
+		return false
+	}
+	switch kind(frame[1]) {
+	case kindOpen, kindWant, kindCancel:
+		return true
+	}
+	return false
+}
+
+// way is how content is sent. Offsets in want and data count in the stream of
+// bytes that the way defines.
+type way byte
+
+// wayWhole sends the content's bytes as they are.
+const wayWhole way = 1
+
+// A frame's parts are decoded on their own, to types of their own. What holds
+// bytes refers to the frame that it was decoded from.
+type (
+	openFrame struct {
+		digest   atelier.Digest
+		maxFrame int
+		ways     []way
+	}
+	planFrame struct {
+		way    way
+		size   int64
+		chunks []chunk
+	}
+	wantFrame struct {
+		round  uint32
+		credit int64 // bytes that may be sent in this round, from its begin
+		ranges content.Ranges
+	}
+	dataFrame struct {
+		round  uint32
+		sent   int64 // bytes sent in this round, these included
+		chunk  int
+		offset int64
+		bytes  []byte
+	}
+	goneFrame struct {
+		code    atelier.Code // "" where the sender merely forgot
+		message string
+	}
+)
+
+// chunk is a piece of the stream that is verified on its own.
+type chunk struct {
+	content.Range
+	sum [sha256.Size]byte
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func begin(k kind, id uint64, size int) []byte {
+	b := make([]byte, 0, size)
+	b = append(b, version, byte(k))
+	return binary.BigEndian.AppendUint64(b, id)
+}
+
+func seal(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// unseal returns what a frame is, of which transfer, and its body. ok is false for
+// a frame that was damaged, is too large for anybody, or of another version.
+func unseal(frame []byte, limit int) (k kind, id uint64, body []byte, ok bool) {
+	if len(frame) < headerSize+sumSize || len(frame) > limit || frame[0] != version {
+		return 0, 0, nil, false
+	}
+	end := len(frame) - sumSize
+	if binary.BigEndian.Uint32(frame[end:]) != crc32.Checksum(frame[:end], castagnoli) {
+		return 0, 0, nil, false
+	}
+	return kind(frame[1]), binary.BigEndian.Uint64(frame[2:]), frame[headerSize:end], true
+}
+
+func encodeOpen(id uint64, o openFrame) ([]byte, error) {
+	sum, err := o.digest.Sum()
+	if err != nil {
+		return nil, err
+	}
+	b := begin(kindOpen, id, 64)
+	b = append(b, sum[:]...)
+	b = binary.BigEndian.AppendUint32(b, uint32(o.maxFrame))
+	b = append(b, byte(len(o.ways)))
+	for _, w := range o.ways {
+		b = append(b, byte(w))
+	}
+	return seal(b), nil
+}
+
+func decodeOpen(b []byte) (o openFrame, ok bool) {
+	r := reader{b: b}
+	var sum [sha256.Size]byte
+	copy(sum[:], r.bytes(sha256.Size))
+	o.digest = atelier.DigestFromSum(sum)
+	o.maxFrame = int(min(r.u32(), math.MaxInt32))
+	for _, w := range r.bytes(int(r.u8())) {
+		o.ways = append(o.ways, way(w))
+	}
+	return o, !r.short && o.maxFrame >= MinMaxFrame && len(o.ways) <= maxWays
+}
+
+func encodePlan(id uint64, p planFrame) []byte {
+	b := begin(kindPlan, id, planHeader+planEntry*len(p.chunks))
+	b = append(b, byte(p.way))
+	b = binary.BigEndian.AppendUint64(b, uint64(p.size))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(p.chunks)))
+	for _, c := range p.chunks {
+		b = binary.BigEndian.AppendUint32(b, uint32(c.Len()))
+		b = append(b, c.sum[:]...)
+	}
+	return seal(b)
+}
+
+// decodePlan checks that the chunks make up the whole size, none of them empty.
+func decodePlan(b []byte) (p planFrame, ok bool) {
+	r := reader{b: b}
+	p.way = way(r.u8())
+	size, n := r.u64(), r.u32()
+	if r.short || size > math.MaxInt64 || n > MaxChunks || int(n)*planEntry > len(r.b) {
+		return planFrame{}, false
+	}
+	p.size = int64(size)
+	p.chunks = make([]chunk, n)
+	var at int64
+	for i := range p.chunks {
+		c := &p.chunks[i]
+		c.Range = content.Range{Start: at, End: at + int64(r.u32())}
+		copy(c.sum[:], r.bytes(sha256.Size))
+		if c.Len() == 0 {
+			return planFrame{}, false
+		}
+		at = c.End
+	}
+	return p, at == p.size
+}
+
+func encodeWant(id uint64, w wantFrame) []byte {
+	b := begin(kindWant, id, wantHeader+wantEntry*len(w.ranges))
+	b = binary.BigEndian.AppendUint32(b, w.round)
+	b = binary.BigEndian.AppendUint64(b, uint64(w.credit))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(w.ranges)))
+	for _, e := range w.ranges {
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Start))
+		b = binary.BigEndian.AppendUint64(b, uint64(e.End))
+	}
+	return seal(b)
+}
+
+// decodeWant checks that the ranges are in order and do not overlap, so that
+// nothing is asked for twice.
+func decodeWant(b []byte) (w wantFrame, ok bool) {
+	r := reader{b: b}
+	w.round = r.u32()
+	credit, n := r.u64(), r.u32()
+	if r.short || credit > math.MaxInt64 || n > MaxRanges || int(n)*wantEntry > len(r.b) {
+		return wantFrame{}, false
+	}
+	w.credit = int64(credit)
+	w.ranges = make(content.Ranges, n)
+	last := int64(0)
+	for i := range w.ranges {
+		start, end := int64(r.u64()), int64(r.u64())
+		if start < last || end <= start {
+			return wantFrame{}, false
+		}
+		w.ranges[i], last = content.Range{Start: start, End: end}, end
+	}
+	return w, true
+}
+
+// encodeData returns a frame with room for n bytes, which fill must put there.
+func encodeData(id uint64, d dataFrame, n int, fill func([]byte) error) ([]byte, error) {
+	b := begin(kindData, id, dataHeader+n)
+	b = binary.BigEndian.AppendUint32(b, d.round)
+	b = binary.BigEndian.AppendUint64(b, uint64(d.sent))
+	b = binary.BigEndian.AppendUint32(b, uint32(d.chunk))
+	b = binary.BigEndian.AppendUint32(b, uint32(d.offset))
+	at := len(b)
+	b = b[:at+n]
+	if err := fill(b[at:]); err != nil {
+		return nil, err
+	}
+	return seal(b), nil
+}
+
+func decodeData(b []byte) (d dataFrame, ok bool) {
+	r := reader{b: b}
+	d.round = r.u32()
+	sent := r.u64()
+	d.chunk = int(min(r.u32(), MaxChunks))
+	d.offset = int64(r.u32())
+	d.sent = int64(sent)
+	d.bytes = r.b
+	return d, !r.short && sent <= math.MaxInt64 && len(d.bytes) > 0
+}
+
+func encodeGone(id uint64, g goneFrame) []byte {
+	b := begin(kindGone, id, 64)
+	code := clip(string(g.code), 64)
+	b = append(b, byte(len(code)))
+	b = append(b, code...)
+	message := clip(g.message, maxMessage)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(message)))
+	b = append(b, message...)
+	return seal(b)
+}
+
+func decodeGone(b []byte) (g goneFrame, ok bool) {
+	r := reader{b: b}
+	g.code = atelier.Code(r.bytes(int(r.u8())))
+	n := int(r.u16())
+	if n > maxMessage {
+		return goneFrame{}, false
+	}
+	g.message = string(r.bytes(n))
+	return g, !r.short
+}
+
+func encodeCancel(id uint64) []byte { return seal(begin(kindCancel, id, headerSize+sumSize)) }
+
+func clip(s string, n int) string { return s[:min(len(s), n)] }
+
+// reader takes fields off the front of b. Past the end it returns zeros and
+// remembers that b was too short.
+type reader struct {
+	b     []byte
+	short bool
+}
+
+func (r *reader) bytes(n int) []byte {
+	if n > len(r.b) {
+		r.short, r.b = true, nil
+		return nil
+	}
+	out := r.b[:n]
+	r.b = r.b[n:]
+	return out
+}
+
+func (r *reader) number(n int) (v uint64) {
+	for _, c := range r.bytes(n) {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+func (r *reader) u8() uint8   { return uint8(r.number(1)) }
+func (r *reader) u16() uint16 { return uint16(r.number(2)) }
+func (r *reader) u32() uint32 { return uint32(r.number(4)) }
+func (r *reader) u64() uint64 { return r.number(8) }

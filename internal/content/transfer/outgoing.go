@@ -1,0 +1,219 @@
+package transfer
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+)
+
+// outgoing is one transfer of a Sender: what its peer wants of it now.
+type outgoing struct {
+	peer     string
+	id       uint64
+	digest   atelier.Digest
+	ways     []way
+	maxFrame int
+	ahead    int64 // most bytes to send beyond what was sent when the want came
+
+	mu      sync.Mutex
+	asked   bool // waits in the queue of opens, or is being opened
+	queued  bool // waits in the queue of ready transfers, or is being sent
+	closed  bool
+	blob    Blob      // nil until opened
+	plan    planFrame // set with blob, then left as it is
+	used    time.Time
+	round   uint32
+	ranges  content.Ranges // of the round; shortened as they are sent
+	total   int64          // bytes of the round's ranges
+	sent    int64          // of them
+	allowed int64          // how many may be sent
+	at      int            // index of the chunk that was sent last
+}
+
+func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
+	return &outgoing{
+		peer: peer, id: id, digest: o.digest, ways: o.ways,
+		maxFrame: min(o.maxFrame, opts.MaxFrame), ahead: opts.Window, used: time.Now(),
+	}
+}
+
+func (t *outgoing) lastUse() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.used
+}
+
+// enqueueOpen puts t into the queue of opens unless it is there.
+func (t *outgoing) enqueueOpen(queue chan<- *outgoing) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used = time.Now()
+	if t.asked {
+		return true
+	}
+	select {
+	case queue <- t:
+		t.asked = true
+		return true
+	default:
+		return false
+	}
+}
+
+// waiting reports whether t waits to be opened or is being opened.
+func (t *outgoing) waiting() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.asked
+}
+
+// open calls build unless t has its blob and plan, and returns the plan; nil where
+// t was dropped.
+func (t *outgoing) open(build func() (Blob, planFrame, error)) (*planFrame, error) {
+	t.mu.Lock()
+	settled, closed := t.blob != nil, t.closed
+	t.mu.Unlock()
+	// An open that comes while the plan is made is answered by it.
+	defer t.answered()
+	switch {
+	case closed:
+		return nil, nil
+	case settled:
+		return &t.plan, nil
+	case !slices.Contains(t.ways, wayWhole):
+		return nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
+	}
+	blob, plan, err := build()
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, blob.Close()
+	}
+	t.plan, t.blob, t.used = plan, blob, time.Now()
+	return &t.plan, nil
+}
+
+func (t *outgoing) answered() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.asked = false
+}
+
+// want takes in what the peer misses. Of wants of the same round the highest
+// credit counts, wants of older rounds are late.
+func (t *outgoing) want(w wantFrame, ready chan<- *outgoing) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.blob == nil || t.closed || w.round < t.round {
+		return
+	}
+	t.used = time.Now()
+	if w.round > t.round {
+		if len(w.ranges) > 0 && w.ranges[len(w.ranges)-1].End > t.plan.size {
+			return
+		}
+		t.round, t.ranges, t.total, t.sent, t.allowed, t.at = w.round, w.ranges, w.ranges.Bytes(), 0, 0, 0
+	}
+	t.allowed = max(t.allowed, min(w.credit, t.total, t.sent+t.ahead))
+	t.enqueue(ready)
+}
+
+// enqueue puts t into the queue if it has something to send. t.mu is held.
+func (t *outgoing) enqueue(ready chan<- *outgoing) {
+	if t.queued || t.closed || t.sent >= t.allowed {
+		return
+	}
+	select {
+	case ready <- t:
+		t.queued = true
+	default: // cannot be, and if it were, the peer asks again
+	}
+}
+
+// yield ends a turn of sending.
+func (t *outgoing) yield(ready chan<- *outgoing) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.queued = false
+	t.enqueue(ready)
+}
+
+// rest ends a turn for good.
+func (t *outgoing) rest() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.queued, t.allowed = false, t.sent
+}
+
+// pause makes t wait for the next want.
+func (t *outgoing) pause() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.allowed = t.sent
+}
+
+// frame returns the next data frame and how many bytes of content it holds, or nil
+// where nothing may be sent.
+func (t *outgoing) frame() ([]byte, int, error) {
+	d, n, blob := t.advance()
+	if n == 0 {
+		return nil, 0, nil
+	}
+	at := t.plan.chunks[d.chunk].Start + d.offset
+	b, err := encodeData(t.id, d, n, func(p []byte) error { return readFull(blob, p, at) })
+	if err != nil && t.dropped() {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, atelier.Errorf(atelier.Internal, "cannot read content %s: %w", t.digest, err)
+	}
+	return b, n, nil
+}
+
+// advance takes the next piece off the ranges: within one chunk, and no larger
+// than a frame.
+func (t *outgoing) advance() (d dataFrame, n int, blob Blob) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.sent >= t.allowed || len(t.ranges) == 0 {
+		return dataFrame{}, 0, nil
+	}
+	r := &t.ranges[0]
+	for t.plan.chunks[t.at].End <= r.Start {
+		t.at++ // ranges and chunks are in order
+	}
+	c := t.plan.chunks[t.at]
+	end := min(r.End, c.End, r.Start+int64(t.maxFrame-dataHeader))
+	d = dataFrame{round: t.round, chunk: t.at, offset: r.Start - c.Start}
+	n = int(end - r.Start)
+	t.sent += int64(n)
+	d.sent = t.sent
+	if r.Start = end; r.Start == r.End {
+		t.ranges = t.ranges[1:]
+	}
+	return d, n, t.blob
+}
+
+func (t *outgoing) dropped() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
+}
+
+// close gives the blob back. Where a frame is being read, that fails and is
+// not sent.
+func (t *outgoing) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	if t.blob == nil {
+		return nil
+	}
+	return t.blob.Close()
+}

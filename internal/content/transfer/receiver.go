@@ -1,0 +1,229 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+)
+
+// ReceiverOptions set what is usually left as it is: the zero value gives the
+// defaults.
+type ReceiverOptions struct {
+	// MaxFrame is the largest frame in bytes that the way between the peers
+	// takes, either direction; DefaultMaxFrame.
+	MaxFrame int
+	// Window is the most bytes that may be on their way to one Fetch; 8 MiB. They
+	// wait in buffers on the way, not in this program, while Handle is busy.
+	Window int64
+	// Parallel is how many Fetches are active at once, the others wait; 2.
+	Parallel int
+}
+
+// Receiver fetches content from one peer into a store. Its methods are safe for
+// concurrent use.
+type Receiver struct {
+	store *content.Store
+	send  func([]byte) error
+	opts  ReceiverOptions
+	slots chan struct{}
+
+	mu      sync.Mutex
+	fetches map[uint64]*fetch // by transfer id
+}
+
+// NewReceiver returns a Receiver that sends its frames to the peer with send. It
+// may keep the frame; what fails to be sent is sent again later, as if it was
+// lost on the way.
+func NewReceiver(store *content.Store, send func(frame []byte) error, o ReceiverOptions) *Receiver {
+	if o.MaxFrame == 0 {
+		o.MaxFrame = DefaultMaxFrame
+	}
+	o.MaxFrame = max(o.MaxFrame, MinMaxFrame)
+	if o.Window <= 0 {
+		o.Window = 8 << 20
+	}
+	if o.Parallel <= 0 {
+		o.Parallel = 2
+	}
+	return &Receiver{store: store, send: send, opts: o, slots: make(chan struct{}, o.Parallel), fetches: map[uint64]*fetch{}}
+}
+
+// Handle takes in a frame from the peer; what is damaged or unknown is dropped. It
+// keeps no reference to the frame. It writes to disk and sometimes waits for the
+// disk to sync: what the peer may send meanwhile is bounded by the window.
+func (r *Receiver) Handle(frame []byte) {
+	k, id, body, ok := unseal(frame, r.opts.MaxFrame)
+	if !ok {
+		return
+	}
+	r.mu.Lock()
+	f := r.fetches[id]
+	r.mu.Unlock()
+	if f == nil {
+		return
+	}
+	switch k {
+	case kindPlan:
+		if p, ok := decodePlan(body); ok {
+			f.planned(p)
+		}
+	case kindData:
+		if d, ok := decodeData(body); ok {
+			f.arrived(d, time.Now())
+		}
+	case kindGone:
+		if g, ok := decodeGone(body); ok {
+			f.gone(g)
+		}
+	}
+}
+
+// Reconnected tells that the connection to the peer is a new one: what was on its
+// way is lost, and all Fetches ask again at once.
+func (r *Receiver) Reconnected() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.fetches {
+		f.reconnected()
+	}
+}
+
+// Fetch brings the content of file into the store and returns when it is visible
+// there, or was there already. It asks until the peer answers: only ctx ends it
+// when the peer stays away. progress, which may be nil, hears how many bytes are
+// verified, now and then, in the goroutine of the caller.
+//
+// What came in is kept when Fetch fails or ctx ends, and is not fetched again by
+// the next. Errors: NotFound or Forbidden where the peer does not give the
+// content; Corrupt where it is not what its digest says, also after it was fetched
+// anew; NoSpace; Unavailable and Timeout, with the cause, where ctx ended.
+func (r *Receiver) Fetch(ctx context.Context, file atelier.File, progress func(done int64)) error {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return ended(ctx, file)
+	}
+	err := r.fetch(ctx, file, progress)
+	if errors.Is(err, errWholeWrong) {
+		// Every chunk was as the peer said, and yet all of it is wrong: once more.
+		err = r.fetch(ctx, file, progress)
+	}
+	return err
+}
+
+// errWholeWrong marks content that is wrong as a whole; nothing of it was kept.
+var errWholeWrong = errors.New("the content as a whole is wrong")
+
+func (r *Receiver) fetch(ctx context.Context, file atelier.File, progress func(int64)) (err error) {
+	in, err := r.ingest(ctx, file)
+	if atelier.CodeOf(err) == atelier.Exists {
+		if err := r.store.Keep(file.Digest); err != nil {
+			return err
+		}
+		report(progress, file.Size)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+
+	f := newFetch(in, file, r.opts)
+	if err := r.run(ctx, f, progress); err != nil {
+		return err
+	}
+	if _, err := in.Commit(ctx); err != nil {
+		if atelier.CodeOf(err) == atelier.Corrupt {
+			return atelier.Errorf(atelier.Corrupt, "%w: %w", errWholeWrong, err)
+		}
+		if ctx.Err() != nil {
+			return ended(ctx, file)
+		}
+		return err
+	}
+	return nil
+}
+
+// ingest begins or resumes; where another Fetch is at the same content it waits.
+func (r *Receiver) ingest(ctx context.Context, file atelier.File) (*content.Ingest, error) {
+	for {
+		in, err := r.store.Ingest(file.Digest, file.Size)
+		if atelier.CodeOf(err) != atelier.InUse {
+			return in, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ended(ctx, file)
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// run asks until all chunks are accepted.
+func (r *Receiver) run(ctx context.Context, f *fetch, progress func(int64)) error {
+	defer func() {
+		// Also at the end: it tells the peer that it may forget the transfer.
+		id := f.stop()
+		r.register(id, 0, nil)
+		_ = r.send(encodeCancel(id)) // if it is lost, the peer forgets by itself
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	told := int64(-1)
+	for {
+		s := f.next(time.Now())
+		if s.done != told {
+			told = s.done
+			report(progress, told)
+		}
+		if s.finished || s.err != nil {
+			return s.err
+		}
+		r.register(s.forget, s.id, f)
+		if s.frame != nil {
+			// What cannot be sent now is as good as lost: it is sent again when
+			// patience ends or the connection is back.
+			_ = r.send(s.frame)
+		}
+		timer.Reset(time.Until(s.wake))
+		select {
+		case <-ctx.Done():
+			return ended(ctx, f.file)
+		case <-f.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// register makes f known by its id instead of an older one.
+func (r *Receiver) register(old, id uint64, f *fetch) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old != 0 {
+		delete(r.fetches, old)
+	}
+	if id != 0 {
+		r.fetches[id] = f
+	}
+}
+
+func report(progress func(int64), done int64) {
+	if progress != nil {
+		progress(done)
+	}
+}
+
+// ended says that ctx ended before the content was there.
+func ended(ctx context.Context, file atelier.File) error {
+	cause := context.Cause(ctx)
+	code := atelier.Unavailable
+	if errors.Is(cause, context.DeadlineExceeded) {
+		code = atelier.Timeout
+	}
+	return atelier.Errorf(code, "fetching %s ended before it was complete: %w", file.Digest, cause)
+}

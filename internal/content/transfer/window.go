@@ -1,0 +1,67 @@
+package transfer
+
+import "time"
+
+// window decides how many bytes may be on their way. It needs no feedback but the
+// arrival of data: enough for the measured rate over the shortest round trip that
+// was seen, and 100 ms more for the receiver's and the sender's own delays.
+type window struct {
+	frame int64 // the largest number of bytes in one frame
+	most  int64
+
+	rate   float64       // bytes a second
+	trip   time.Duration // the shortest round trip, 0 before the first
+	since  time.Time     // when the sample began
+	amount int64         // bytes of the sample
+}
+
+const (
+	slack        = 100 * time.Millisecond
+	sampleTime   = 10 * time.Millisecond
+	shortestWait = 2 * time.Second
+	longestWait  = 30 * time.Second
+)
+
+// size returns how many bytes may be on their way.
+func (w *window) size() int64 {
+	n := int64(w.rate * (w.trip + slack).Seconds())
+	return max(2*w.frame, min(n, w.most))
+}
+
+// patience returns how long nothing new may come before something is taken for
+// lost, when that has happened tries times in a row already.
+func (w *window) patience(tries int) time.Duration {
+	d := max(shortestWait, 4*w.trip)
+	if w.rate > 0 {
+		// On a slow line a single frame takes its time.
+		if t := 4 * float64(w.frame) / w.rate; t < longestWait.Seconds() {
+			d = max(d, time.Duration(t*float64(time.Second)))
+		} else {
+			d = longestWait
+		}
+	}
+	return min(d<<min(tries, 4), max(longestWait, d))
+}
+
+// answered takes in how long the first data of a round needed.
+func (w *window) answered(d time.Duration) {
+	if w.trip == 0 || d < w.trip {
+		w.trip = max(d, 1)
+	}
+}
+
+// started begins a new sample: nothing was on its way before now.
+func (w *window) started(now time.Time) { w.since, w.amount = now, 0 }
+
+// arrived takes in that n bytes came. The rate follows at once when it grows, and
+// slowly when it falls.
+func (w *window) arrived(n int64, now time.Time) {
+	w.amount += n
+	took := now.Sub(w.since)
+	if took < max(sampleTime, w.trip) {
+		return
+	}
+	sample := float64(w.amount) / took.Seconds()
+	w.rate = max(sample, (7*w.rate+sample)/8)
+	w.started(now)
+}
