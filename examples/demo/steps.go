@@ -80,7 +80,7 @@ func (d *demo) join(ctx context.Context) error {
 			return err
 		}
 		config := filepath.Join(dev.dir, "agent.toml")
-		settings := fmt.Sprintf("state = %q\nrun = %q\n\n[gateway]\nlisten = %q\n\n[telemetry]\ninterval = \"1s\"\n",
+		settings := fmt.Sprintf("[paths]\nstate = %q\nrun = %q\n\n[gateway]\nlisten = %q\n\n[telemetry]\ninterval = \"1s\"\n",
 			filepath.Join(dev.dir, "state"), filepath.Join(dev.dir, "run"), dev.gateway)
 		if err := os.WriteFile(config, []byte(settings), 0o644); err != nil {
 			return err
