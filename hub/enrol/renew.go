@@ -54,7 +54,7 @@ func (s *Service) nonceMAC(device string, head []byte) []byte {
 
 // nonceOK reports whether the hub gave the nonce to the device, not too long ago.
 func (s *Service) nonceOK(device, nonce string) bool {
-	b, err := base64.RawURLEncoding.DecodeString(nonce)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(nonce)
 	if err != nil || len(b) != nonceLen {
 		return false
 	}
