@@ -9,6 +9,7 @@ package fetch
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -25,9 +26,9 @@ type Store interface {
 
 // Receiver pulls one content from the hub into the store, and returns when it is
 // there. It waits while there is no connection. progress is told the bytes that
-// have arrived, from one goroutine.
+// have arrived, in the caller's goroutine. *transfer.Receiver is one.
 type Receiver interface {
-	Receive(ctx context.Context, d atelier.Digest, size int64, progress func(done int64)) error
+	Fetch(ctx context.Context, file atelier.File, progress func(done int64)) error
 }
 
 // Fetcher fetches content. Its methods are safe for concurrent use.
@@ -72,15 +73,61 @@ func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func
 	if err := f.room(missing); err != nil {
 		return err
 	}
-	for _, file := range missing {
-		err := f.receiver.Receive(ctx, file.Digest, file.Size, func(done int64) { progress(here + done) })
-		if err != nil && atelier.CodeOf(err) != atelier.Exists {
-			return err
-		}
-		here += file.Size
+	return f.receive(ctx, missing, here, progress)
+}
+
+// parallel is how many files of a module are fetched at once: enough that small
+// ones do not wait for each other's round trips.
+const parallel = 4
+
+// receive fetches files, the largest part of which may be on its way at once. The
+// first error ends the others.
+func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64, progress func(int64)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		mu    sync.Mutex
+		group sync.WaitGroup
+		first error
+		queue = make(chan atelier.File)
+	)
+	arrived := func(n int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		here += n
 		progress(here)
 	}
-	return nil
+	one := func(file atelier.File) error {
+		var counted int64
+		err := f.receiver.Fetch(ctx, file, func(done int64) {
+			arrived(done - counted)
+			counted = done
+		})
+		if err == nil {
+			arrived(file.Size - counted)
+		}
+		return err
+	}
+	for range min(parallel, len(files)) {
+		group.Go(func() {
+			for file := range queue {
+				if err := one(file); err != nil {
+					mu.Lock()
+					if first == nil {
+						first = err
+					}
+					mu.Unlock()
+					cancel(err)
+				}
+			}
+		})
+	}
+	for _, file := range files {
+		queue <- file // after an error each Fetch returns at once
+	}
+	close(queue)
+	group.Wait()
+	return first
 }
 
 // missing returns the files whose content is not in the store, and the size of

@@ -26,7 +26,8 @@ type hub struct {
 	gate   chan struct{} // where not nil, each Receive waits for it
 }
 
-func (h *hub) Receive(ctx context.Context, d atelier.Digest, size int64, progress func(int64)) error {
+func (h *hub) Fetch(ctx context.Context, file atelier.File, progress func(int64)) error {
+	d, size := file.Digest, file.Size
 	h.mu.Lock()
 	h.asked = append(h.asked, d)
 	h.active++
@@ -140,7 +141,7 @@ func TestModulesTakeTurns(t *testing.T) {
 		h.gate <- struct{}{}
 	}
 	wg.Wait()
-	if h.most != 1 {
+	if h.most > 1 {
 		t.Errorf("%d fetches at a time", h.most)
 	}
 	// One that waits for its turn lets go when it is told to.

@@ -1,0 +1,132 @@
+package runner
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/state"
+)
+
+// situation is what assign needs to know of the instances.
+type situation struct {
+	ready func(rollout string) bool // it can take traffic
+	gone  func(rollout string) bool // it was stopped and nothing of it is left
+}
+
+// assign works out which rollout shall hold which slot. It is a function of what
+// is written down, what is desired and how the instances are, and changes nothing.
+//
+// Without a desired state everything stays: the device waits for its hub's first word.
+func assign(now state.Slots, desired *atelier.DesiredState, s situation) state.Slots {
+	next := state.Slots{RouteTable: now.RouteTable, Modules: map[string]*state.Record{}}
+	for deployment, record := range now.Modules {
+		copied := *record
+		copied.Leaving = slices.DeleteFunc(slices.Clone(record.Leaving), func(slot *state.Slot) bool { return s.gone(slot.Module.Rollout) })
+		next.Modules[deployment] = &copied
+	}
+	if desired != nil {
+		wanted := map[string]bool{}
+		for i := range desired.Modules {
+			m := &desired.Modules[i]
+			wanted[m.Deployment] = true
+			record := next.Modules[m.Deployment]
+			if record == nil {
+				record = &state.Record{}
+				next.Modules[m.Deployment] = record
+			}
+			want(record, m)
+		}
+		for deployment, record := range next.Modules {
+			if !wanted[deployment] {
+				dismiss(record)
+			}
+		}
+	}
+	for deployment, record := range next.Modules {
+		if c := record.Candidate; c != nil && s.ready(c.Module.Rollout) {
+			promote(record)
+		}
+		if record.Current == nil && record.Candidate == nil && len(record.Leaving) == 0 {
+			delete(next.Modules, deployment)
+		}
+	}
+	return next
+}
+
+// want makes m the record's module: the current one where it is that already,
+// otherwise its candidate.
+func want(record *state.Record, m *atelier.Module) {
+	switch {
+	case record.Current != nil && record.Current.Module.Rollout == m.Rollout:
+		record.Current = refresh(record.Current, m)
+		leave(record, record.Candidate) // a superseded attempt to move away from it
+		record.Candidate = nil
+	case record.Candidate != nil && record.Candidate.Module.Rollout == m.Rollout:
+		record.Candidate = refresh(record.Candidate, m)
+	case slices.ContainsFunc(record.Leaving, func(s *state.Slot) bool { return s.Module.Rollout == m.Rollout }):
+		// It was dismissed and is wanted again: first it must be gone.
+	default:
+		leave(record, record.Candidate)
+		record.Candidate = &state.Slot{Module: *m}
+	}
+}
+
+// refresh takes over what may change without a new rollout: the names and the
+// keys of the endpoint. All else of a rollout is immutable.
+func refresh(slot *state.Slot, m *atelier.Module) *state.Slot {
+	if slot.Module.Name == m.Name && slot.Module.Endpoint == m.Endpoint {
+		return slot
+	}
+	changed := slot.Module
+	changed.Name, changed.Endpoint = m.Name, m.Endpoint
+	return &state.Slot{Module: changed}
+}
+
+// promote makes the candidate the current rollout.
+func promote(record *state.Record) {
+	if record.Current != nil {
+		leave(record, record.Current)
+		record.Previous = record.Current
+	}
+	record.Current, record.Candidate = record.Candidate, nil
+}
+
+// dismiss lets everything of a deployment leave.
+func dismiss(record *state.Record) {
+	leave(record, record.Candidate)
+	leave(record, record.Current)
+	record.Candidate, record.Current, record.Previous = nil, nil, nil
+}
+
+func leave(record *state.Record, slot *state.Slot) {
+	if slot != nil {
+		record.Leaving = append(record.Leaving, slot)
+	}
+}
+
+// routes returns the route table for slots: one route for each current rollout,
+// also where it is just being restarted, so that callers get an answer that says
+// so. The sequence is the last one where the table is as it was.
+func routes(slots state.Slots, device string, socket func(rollout string) string) atelier.RouteTable {
+	table := atelier.RouteTable{Sequence: slots.RouteTable.Sequence, Device: device}
+	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
+		c := slots.Modules[deployment].Current
+		if c == nil {
+			continue
+		}
+		m := &c.Module
+		table.Routes = append(table.Routes, atelier.Route{
+			Endpoint: m.Endpoint.Name, Keys: m.Endpoint.Keys,
+			Backend: atelier.Backend{
+				Socket: socket(m.Rollout), Deployment: m.Deployment, Rollout: m.Rollout, Package: m.Package,
+				Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest,
+			},
+		})
+	}
+	if !reflect.DeepEqual(table, slots.RouteTable) {
+		table.Sequence++
+	}
+	return table
+}

@@ -1,0 +1,186 @@
+package runner
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/fetch"
+	"github.com/atelier-edge/atelier/targets"
+)
+
+// instance carries one rollout through its life. One goroutine (live) does the
+// work; the rest of the runner reads its status and tells it to retire.
+type instance struct {
+	runner *Runner
+	module atelier.Module
+	id     string
+	target targets.Target // nil where the agent has none of the kind
+
+	retired chan struct{} // closed when it shall leave
+	once    sync.Once
+
+	mu     sync.Mutex
+	status atelier.SlotStatus
+	ready  bool
+	gone   bool
+}
+
+func newInstance(r *Runner, m atelier.Module) *instance {
+	i := &instance{runner: r, module: m, id: instanceID(&m), target: r.targets[m.Target], retired: make(chan struct{})}
+	i.status = blank(&m)
+	return i
+}
+
+// instanceID names a rollout's instance in its target.
+func instanceID(m *atelier.Module) string { return m.Deployment + "-" + m.Rollout }
+
+// blank is the status of a rollout with which nothing was done yet.
+func blank(m *atelier.Module) atelier.SlotStatus {
+	return atelier.SlotStatus{
+		Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest,
+		State: atelier.Pending, Why: atelier.Because(atelier.ReasonInProgress, ""),
+		Size: fetch.Size(m.Content()), Since: time.Now().UTC(),
+	}
+}
+
+// socket is where the rollout's module listens. Rollout ids are unique, and the
+// path of a Unix socket is short of room.
+func (r *Runner) socket(rollout string) string { return filepath.Join(r.opts.Run, rollout+".sock") }
+
+// dir is the directory of the rollout's files.
+func (i *instance) dir() string {
+	return filepath.Join(i.runner.opts.Modules, i.module.Deployment, i.module.Rollout)
+}
+
+// retire tells the instance to leave: to finish what it has, stop, and remove
+// what it left on the device.
+func (i *instance) retire() { i.once.Do(func() { close(i.retired) }) }
+
+func (i *instance) isRetired() bool {
+	select {
+	case <-i.retired:
+		return true
+	default:
+		return false
+	}
+}
+
+func (i *instance) isReady() bool { i.mu.Lock(); defer i.mu.Unlock(); return i.ready }
+func (i *instance) isGone() bool  { i.mu.Lock(); defer i.mu.Unlock(); return i.gone }
+
+func (i *instance) snapshot() atelier.SlotStatus {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.status
+}
+
+// set notes where the instance stands.
+func (i *instance) set(s atelier.ModuleState, why atelier.Why) {
+	i.mu.Lock()
+	if i.status.State != s {
+		i.status.State, i.status.Since = s, time.Now().UTC()
+	}
+	i.status.Why = why
+	i.ready = s == atelier.Standby
+	i.mu.Unlock()
+	i.runner.opts.Changed()
+	if s == atelier.Standby {
+		i.runner.Wake() // it may be promoted now
+	}
+}
+
+func (i *instance) progress(done int64) {
+	i.mu.Lock()
+	i.status.Fetched = done
+	i.mu.Unlock()
+	i.runner.opts.Changed()
+}
+
+// live carries the instance until it has left or leave ends; then the module
+// goes on running without the agent.
+func (i *instance) live(leave context.Context) {
+	serving, cancel := context.WithCancel(leave)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if !i.isRetired() { // after a restart of the agent it may be from the start
+			i.serve(serving)
+		}
+	}()
+	select {
+	case <-i.retired:
+		cancel()
+	case <-leave.Done():
+	}
+	<-done
+	if leave.Err() != nil {
+		return
+	}
+	if i.depart(leave) {
+		i.mu.Lock()
+		i.gone = true
+		i.mu.Unlock()
+		i.runner.Wake()
+	}
+}
+
+// serve does the steps, watches the module, and does them again after a pause
+// whenever something failed, until ctx ends.
+func (i *instance) serve(ctx context.Context) {
+	log := i.runner.opts.Log.With("module", i.module.Name, "rollout", i.module.Rollout)
+	times := i.runner.opts.Times
+	failures := 0
+	for ctx.Err() == nil {
+		err := i.bringUp(ctx)
+		if err == nil {
+			log.Info("module is ready")
+			began := time.Now()
+			err = i.watch(ctx)
+			if ctx.Err() == nil {
+				i.countRestart()
+			}
+			if time.Since(began) >= times.Settled {
+				failures = 0
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		failures++
+		why, final := explain(err, failures)
+		if final {
+			log.Error("module cannot run here", "reason", why.Reason(), "error", err)
+			i.set(atelier.Refused, why)
+			<-ctx.Done()
+			return
+		}
+		pause := backoff(times.Retry, times.RetryMost, failures)
+		log.Warn("module failed", "reason", why.Reason(), "error", err, "retry_in", pause.Round(time.Millisecond))
+		i.set(atelier.BackOff, why)
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+func (i *instance) countRestart() {
+	i.mu.Lock()
+	i.status.Restarts++
+	i.mu.Unlock()
+}
+
+// sleep waits, or returns false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,230 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/targets"
+)
+
+// step is one idempotent step on the way to a ready module.
+type step struct {
+	state atelier.ModuleState
+	do    func(i *instance, ctx context.Context) error
+}
+
+// steps are done in order, all of them each time.
+var steps = []step{
+	{atelier.Pending, (*instance).check},
+	{atelier.Fetching, (*instance).fetch},
+	{atelier.Preparing, (*instance).prepare},
+	{atelier.Starting, (*instance).start},
+	{atelier.Proving, (*instance).prove},
+}
+
+// bringUp does the steps. When it returns nil the module is ready.
+func (i *instance) bringUp(ctx context.Context) error {
+	if i.runs(ctx) { // since before the agent started
+		i.stand()
+		return nil
+	}
+	for _, s := range steps {
+		i.set(s.state, atelier.Because(atelier.ReasonInProgress, ""))
+		if err := s.do(i, ctx); err != nil {
+			return err
+		}
+	}
+	i.stand()
+	return nil
+}
+
+// stand notes that the module is ready.
+func (i *instance) stand() {
+	i.progress(i.snapshot().Size)
+	i.set(atelier.Standby, atelier.Because(atelier.ReasonWaiting, "the module is ready and waits for its route"))
+}
+
+// runs reports whether the module runs and is ready already.
+func (i *instance) runs(ctx context.Context) bool {
+	if i.target == nil {
+		return false
+	}
+	s, err := i.target.Status(ctx, i.id)
+	return err == nil && s.Phase == targets.Running && i.probe(ctx) == nil
+}
+
+// check finds out what can never work here.
+func (i *instance) check(context.Context) error {
+	if i.target == nil {
+		return &refusal{atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("this agent has no target of kind %q", i.module.Target))}
+	}
+	if k := i.module.Model.Variant.Kind; k != atelier.VariantONNX {
+		return &refusal{atelier.Because(atelier.ReasonVariantMissing, fmt.Sprintf("this agent cannot run a variant of kind %q", k))}
+	}
+	if i.module.Runtime == nil {
+		return &refusal{atelier.Because(atelier.ReasonRuntimeMissing, "the desired state names no runtime for the variant")}
+	}
+	return nil
+}
+
+func (i *instance) fetch(ctx context.Context) error {
+	return i.runner.opts.Fetcher.Fetch(ctx, i.module.Content(), i.progress)
+}
+
+// The directories within a rollout's directory.
+const (
+	modelDir   = "model"
+	runtimeDir = "runtime"
+	logFile    = "module.log"
+)
+
+// prepare lays the files out. They are further names of the content store's
+// files: nothing is copied, and an interrupted layout is simply completed.
+func (i *instance) prepare(ctx context.Context) error {
+	for sub, files := range map[string][]atelier.File{modelDir: i.module.Model.Variant.Files, runtimeDir: i.module.Runtime.Files} {
+		for _, f := range files {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			path := filepath.Join(i.dir(), sub, filepath.FromSlash(f.Path))
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return fmt.Errorf("lay out %s: %w", f.Path, err)
+			}
+			if err := i.link(f, path); err != nil {
+				return fmt.Errorf("lay out %s: %w", f.Path, err)
+			}
+		}
+	}
+	return os.MkdirAll(i.runner.opts.Run, 0o700)
+}
+
+// link gives a file's content its name in the layout. A name is there in full
+// or not at all, so that one with the right size is right.
+func (i *instance) link(f atelier.File, path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && info.Mode().IsRegular() && info.Size() == f.Size:
+		return nil
+	case err == nil:
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return i.runner.opts.Link(f.Digest, path)
+}
+
+// spec says how the rollout's module is run; see docs/architecture.md for
+// atelier-serve's command line.
+func (i *instance) spec() targets.Spec {
+	m, dir, socket := &i.module, i.dir(), i.runner.socket(i.module.Rollout)
+	return targets.Spec{
+		ID: i.id,
+		Command: []string{
+			filepath.Join(i.runner.opts.Programs, "atelier-serve"),
+			"--name", m.Model.Name,
+			"--version", strconv.Itoa(m.Model.Version),
+			"--model", filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry)),
+			"--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)),
+			"--listen", "unix:" + socket,
+		},
+		Dir: dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
+	}
+}
+
+// start starts the module, or adopts one that runs already: a former agent's.
+func (i *instance) start(ctx context.Context) error {
+	if err := i.target.Start(ctx, i.spec()); err != nil {
+		return &startError{err}
+	}
+	return nil
+}
+
+// prove waits until the module has loaded its model and is warm.
+func (i *instance) prove(ctx context.Context) error {
+	times := i.runner.opts.Times
+	deadline := time.Now().Add(times.Load)
+	for {
+		err := i.probe(ctx)
+		if err == nil {
+			return nil
+		}
+		status, statusErr := i.target.Status(ctx, i.id)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case statusErr != nil:
+			return statusErr
+		case status.Phase == targets.Exited:
+			return &exitError{exit: status.Exit}
+		case time.Now().After(deadline):
+			return i.end(ctx, fmt.Errorf("it was not ready after %v: %w", times.Load, err))
+		}
+		if !sleep(ctx, times.Poll) {
+			return ctx.Err()
+		}
+	}
+}
+
+// probeTimeout bounds one probe.
+const probeTimeout = 10 * time.Second
+
+func (i *instance) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
+}
+
+// missedProbes is how many probes in a row a serving module may leave unanswered.
+const missedProbes = 3
+
+// watch returns when the module has ended, or was ended because it no longer
+// answers, with the reason.
+func (i *instance) watch(ctx context.Context) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		status, err := i.target.Wait(waiting, i.id)
+		if err == nil {
+			err = &exitError{exit: status.Exit, wasReady: true}
+		}
+		ended <- err
+	}()
+	// The goroutine ends with waiting, and ended has room for its last word.
+	ticker := time.NewTicker(i.runner.opts.Times.Probe)
+	defer ticker.Stop()
+	for missed := 0; ; {
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+			err := i.probe(ctx)
+			if err == nil {
+				missed = 0
+				continue
+			}
+			if missed++; missed == missedProbes && ctx.Err() == nil {
+				return i.end(ctx, err)
+			}
+		}
+	}
+}
+
+// end ends a module that does not answer, so that it can be started again.
+func (i *instance) end(ctx context.Context, cause error) error {
+	if err := i.target.Stop(ctx, i.id, i.runner.opts.Times.Grace); err != nil {
+		return errors.Join(err, cause)
+	}
+	return &probeError{cause}
+}

@@ -1,0 +1,137 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/targets"
+)
+
+// The exit codes with which atelier-serve says what it could not load; see
+// docs/architecture.md.
+const (
+	exitModel   = 65
+	exitRuntime = 69
+)
+
+// crashes is how many failures in a row make a crash loop.
+const crashes = 5
+
+// maxLine bounds what of a module's last words goes into a message.
+const maxLine = 500
+
+// refusal is an error that no second attempt can mend.
+type refusal struct{ why atelier.Why }
+
+func (e *refusal) Error() string { return e.why.Message() }
+
+// startError is an error of Target.Start.
+type startError struct{ err error }
+
+func (e *startError) Error() string { return e.err.Error() }
+func (e *startError) Unwrap() error { return e.err }
+
+// probeError says that a module runs and does not answer.
+type probeError struct{ err error }
+
+func (e *probeError) Error() string { return e.err.Error() }
+func (e *probeError) Unwrap() error { return e.err }
+
+// exitError says how a module ended.
+type exitError struct {
+	exit     *targets.Exit
+	wasReady bool
+}
+
+func (e *exitError) Error() string {
+	if e.exit == nil {
+		return "it ended, and nobody knows how"
+	}
+	text := fmt.Sprintf("it ended with exit code %d", e.exit.Code)
+	if e.exit.Signal != "" {
+		text = fmt.Sprintf("it was ended by signal %q", e.exit.Signal)
+	}
+	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
+		text += ": " + strings.ToValidUTF8(line[:min(len(line), maxLine)], "")
+	}
+	return text
+}
+
+func (e *exitError) reason() atelier.Reason {
+	switch {
+	case e.exit != nil && e.exit.OutOfMemory:
+		return atelier.ReasonOutOfMemory
+	case e.exit != nil && e.exit.Code == exitModel:
+		return atelier.ReasonInitFailed
+	case e.exit != nil && e.exit.Code == exitRuntime:
+		return atelier.ReasonRuntimeMissing
+	case e.wasReady:
+		return atelier.ReasonCrashed
+	}
+	return atelier.ReasonStartFailed
+}
+
+// explain returns why an attempt failed, the given number in a row; final
+// tells that there is no use in another.
+func explain(err error, failures int) (why atelier.Why, final bool) {
+	var (
+		refused *refusal
+		exited  *exitError
+		start   *startError
+		probe   *probeError
+	)
+	if errors.As(err, &refused) {
+		return refused.why, true
+	}
+	reason := reasonOf(err)
+	switch {
+	case errors.As(err, &exited):
+		reason = exited.reason()
+		if failures >= crashes && (reason == atelier.ReasonCrashed || reason == atelier.ReasonStartFailed) {
+			return atelier.Because(atelier.ReasonCrashLoop, fmt.Sprintf("%d failures in a row; the last: %v", failures, err)), false
+		}
+	case errors.As(err, &probe):
+		reason = atelier.ReasonProbeFailed
+	case errors.As(err, &start) && reason == atelier.ReasonUnreachable:
+		reason = atelier.ReasonDriverDown
+	}
+	why = atelier.Because(reason, err.Error())
+	var e *atelier.Error
+	if errors.As(err, &e) && e.Remedy != "" {
+		why = why.WithRemedy(e.Remedy)
+	}
+	return why, false
+}
+
+// reasonOf maps the codes of errors that steps pass on.
+func reasonOf(err error) atelier.Reason {
+	var start *startError
+	switch code := atelier.CodeOf(err); {
+	case code == atelier.NoSpace:
+		return atelier.ReasonNoSpace
+	case code == atelier.Corrupt:
+		return atelier.ReasonDigestMismatch
+	case code == atelier.Unavailable, code == atelier.Timeout:
+		return atelier.ReasonUnreachable
+	case errors.As(err, &start):
+		return atelier.ReasonStartFailed
+	case code == atelier.NotFound:
+		return atelier.ReasonContentGone
+	}
+	return atelier.ReasonStartFailed
+}
+
+// backoff is the pause after the given number of failures in a row: doubled each
+// time, at most most, and shortened by up to a quarter by chance, so that modules
+// that failed together do not come back together.
+func backoff(first, most time.Duration, failures int) time.Duration {
+	pause := most
+	if n := failures - 1; n < 30 && first<<n < most {
+		pause = first << n
+	}
+	return pause - time.Duration(rand.Int64N(int64(pause/4)+1))
+}
