@@ -19,6 +19,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/hub/store/internal/sqlstore"
+	"github.com/atelier-edge/atelier/internal/durable"
 )
 
 // readers bounds the connections that serve views; each holds a page cache of 2 MB.
@@ -52,13 +53,16 @@ func Open(ctx context.Context, path string) (store.Store, error) {
 	}
 	s, err := sqlstore.Open(ctx, sqlstore.Engine{
 		Writer: writer, Reader: reader, View: sql.TxOptions{ReadOnly: true},
-		Migrations: goose.DialectSQLite3, Fault: classify,
+		Migrations: goose.DialectSQLite3,
+		Fault: func(err error) sqlstore.Fault {
+			return classify(err, func() (int64, error) { return durable.OS{}.Free(filepath.Dir(path)) })
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
 	// The names of the new files must be on disk as well as what stands in them.
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := (durable.OS{}).SyncDir(filepath.Dir(path)); err != nil {
 		return nil, errors.Join(fault(path, err), s.Close())
 	}
 	return s, nil
@@ -81,24 +85,21 @@ func pool(path string, n int, pragmas ...string) (*sql.DB, error) {
 	return db, nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
+// lowSpace is how little space, in bytes, makes a failed write the disk's fault.
+const lowSpace = 1 << 20
 
-func classify(err error) sqlstore.Fault {
-	var e *sqlite3.Error
-	if !errors.As(err, &e) {
-		return sqlstore.Broken
-	}
-	switch e.Code() {
-	case sqlite3.FULL:
+// classify says what the driver's error means. free tells the space left on the
+// disk: the driver reports a full one as a write that failed, without the cause.
+func classify(err error, free func() (int64, error)) sqlstore.Fault {
+	switch {
+	case errors.Is(err, sqlite3.FULL):
 		return sqlstore.Full
-	case sqlite3.BUSY, sqlite3.LOCKED:
+	case errors.Is(err, sqlite3.BUSY), errors.Is(err, sqlite3.LOCKED):
 		return sqlstore.Offline
+	case errors.Is(err, sqlite3.IOERR):
+		if left, err := free(); err == nil && left < lowSpace {
+			return sqlstore.Full
+		}
 	}
 	return sqlstore.Broken
 }

@@ -88,14 +88,14 @@ func (s *Store) commit(w *write) {
 			time.Sleep(time.Duration(attempt) * time.Millisecond) // let the other writer finish
 			continue
 		}
+		if err == nil && changed {
+			s.announce()
+		}
 		for _, w := range batch {
 			if err != nil {
 				w.err = s.fault("write", err)
 			}
 			w.result <- w.err
-		}
-		if err == nil && changed {
-			s.announce()
 		}
 		return
 	}
