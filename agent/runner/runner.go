@@ -224,7 +224,7 @@ func (r *Runner) follow() {
 // it when it shall leave.
 func (r *Runner) ensure(slot *state.Slot, leaving bool) {
 	i := r.instances[slot.Module.Rollout]
-	if i == nil {
+	if i == nil || !leaving && i.isGone() { // it left, and is wanted again
 		i = newInstance(r, slot.Module)
 		r.instances[slot.Module.Rollout] = i
 		defer r.group.Go(func() { i.live(r.leave) })
