@@ -1,0 +1,387 @@
+// Package onnxruntime runs ONNX models with ONNX Runtime's shared library, which it
+// loads at run time and calls without cgo.
+//
+// Load is the library, Open a model in it. The package knows the library's C
+// interface and nothing of protocols.
+package onnxruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"unsafe"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving"
+)
+
+// Options tune a model. The zero value suits most.
+type Options struct {
+	// Threads is how many threads share the work of one inference; 0 is one for
+	// each processor that the process may use.
+	Threads int
+	// Spin lets those threads wait for work actively for a moment after each
+	// inference: quicker answers under load, for processor time when idle.
+	Spin bool
+}
+
+// Model is one loaded model. It implements serving.Engine.
+type Model struct {
+	lib       *Library
+	session   handle
+	signature atelier.Signature
+	inputs    []port
+	outputs   []port
+	skipped   []string
+
+	mu     sync.RWMutex // held for reading by each Infer, for writing by Close
+	closed bool
+}
+
+var _ serving.Engine = (*Model)(nil)
+
+// port is an input or output, with its name as the library wants it.
+type port struct {
+	cname   []byte
+	typ     serving.Datatype
+	element uintptr // ONNXTensorElementDataType
+}
+
+// elementTypes are the library's numbers for element types (enum
+// ONNXTensorElementDataType).
+var elementTypes = map[serving.Datatype]uintptr{
+	serving.FP32: 1, serving.Uint8: 2, serving.Int8: 3, serving.Uint16: 4, serving.Int16: 5, serving.Int32: 6, serving.Int64: 7,
+	serving.Bytes: 8, serving.Bool: 9, serving.FP16: 10, serving.FP64: 11, serving.Uint32: 12, serving.Uint64: 13, serving.BF16: 16,
+}
+
+// Open loads the ONNX model at path. Where the library refuses it, the error has
+// the code Corrupt and carries the library's words; Unsupported where the model
+// takes something else than tensors.
+func (l *Library) Open(path string, options Options) (*Model, error) {
+	refuse := func(err error) error {
+		return atelier.Errorf(atelier.Corrupt, "ONNX Runtime %s cannot load the model %s: %w", l.version, path, err).
+			WithRemedy("Check the model with the library's own tools, and that this version of the library knows its operators.")
+	}
+	var opts handle
+	if err := l.call(fnCreateSessionOptions, uintptr(unsafe.Pointer(&opts))); err != nil {
+		return nil, refuse(err)
+	}
+	defer l.release(fnReleaseSessionOptions, opts)
+	const optimizeAll = 99 // ORT_ENABLE_ALL
+	spin := "0"
+	if options.Spin {
+		spin = "1"
+	}
+	key, value := cString("session.intra_op.allow_spinning"), cString(spin)
+	err := errors.Join(
+		l.call(fnSetSessionGraphOptimizationLevel, opts, optimizeAll),
+		l.call(fnSetIntraOpNumThreads, opts, uintptr(options.Threads)),
+		l.call(fnSetInterOpNumThreads, opts, 1),
+		l.call(fnAddSessionConfigEntry, opts, uintptr(unsafe.Pointer(&key[0])), uintptr(unsafe.Pointer(&value[0]))),
+	)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	m := &Model{lib: l}
+	file := cString(path)
+	if err := l.call(fnCreateSession, l.env, uintptr(unsafe.Pointer(&file[0])), opts, uintptr(unsafe.Pointer(&m.session))); err != nil {
+		return nil, refuse(err)
+	}
+	if err := m.describe(); err != nil {
+		l.release(fnReleaseSession, m.session)
+		return nil, err
+	}
+	return m, nil
+}
+
+// describe reads the model's inputs and outputs.
+func (m *Model) describe() error {
+	var ins, outs uintptr
+	err := errors.Join(
+		m.lib.call(fnSessionGetInputCount, m.session, uintptr(unsafe.Pointer(&ins))),
+		m.lib.call(fnSessionGetOutputCount, m.session, uintptr(unsafe.Pointer(&outs))),
+	)
+	if err != nil {
+		return atelier.Errorf(atelier.Internal, "cannot read the model's signature: %w", err)
+	}
+	for i := range ins {
+		p, spec, err := m.port(fnSessionGetInputName, fnSessionGetInputTypeInfo, i)
+		if err != nil {
+			return err
+		}
+		m.inputs = append(m.inputs, p)
+		m.signature.Inputs = append(m.signature.Inputs, spec)
+	}
+	for i := range outs {
+		p, spec, err := m.port(fnSessionGetOutputName, fnSessionGetOutputTypeInfo, i)
+		if atelier.CodeOf(err) == atelier.Unsupported {
+			m.skipped = append(m.skipped, spec.Name) // the model is of use without it
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		m.outputs = append(m.outputs, p)
+		m.signature.Outputs = append(m.signature.Outputs, spec)
+	}
+	if len(m.outputs) == 0 {
+		return atelier.Errorf(atelier.Unsupported, "the model has no output that is a tensor").
+			WithRemedy("Export it anew, with tensors as outputs: without ZipMap, for example.")
+	}
+	return nil
+}
+
+// port reads one input or output. The error has the code Unsupported, and the
+// spec the name, where it is no tensor.
+func (m *Model) port(nameFn, typeFn int, i uintptr) (port, atelier.TensorSpec, error) {
+	var cname, info, tensor handle
+	fail := func(err error) (port, atelier.TensorSpec, error) {
+		return port{}, atelier.TensorSpec{}, atelier.Errorf(atelier.Internal, "cannot read the model's signature: %w", err)
+	}
+	if err := m.lib.call(nameFn, m.session, i, m.lib.allocator, uintptr(unsafe.Pointer(&cname))); err != nil {
+		return fail(err)
+	}
+	name := goString(cname)
+	if err := m.lib.call(fnAllocatorFree, m.lib.allocator, cname); err != nil {
+		return fail(err)
+	}
+	if err := m.lib.call(typeFn, m.session, i, uintptr(unsafe.Pointer(&info))); err != nil {
+		return fail(err)
+	}
+	defer m.lib.release(fnReleaseTypeInfo, info)
+	if err := m.lib.call(fnCastTypeInfoToTensorInfo, info, uintptr(unsafe.Pointer(&tensor))); err != nil {
+		return fail(err)
+	}
+	spec := atelier.TensorSpec{Name: name}
+	if tensor == 0 {
+		return port{}, spec, atelier.Errorf(atelier.Unsupported, "%q of the model is no tensor", name).
+			WithRemedy("Export the model anew with tensors only.")
+	}
+	typ, element, shape, err := m.lib.tensorInfo(tensor)
+	if err != nil {
+		return port{}, spec, err
+	}
+	spec.Type, spec.Shape = string(typ), shape
+	return port{cname: cString(name), typ: typ, element: element}, spec, nil
+}
+
+// tensorInfo reads an OrtTensorTypeAndShapeInfo.
+func (l *Library) tensorInfo(info handle) (typ serving.Datatype, element uintptr, shape []int64, err error) {
+	var code int32
+	var rank uintptr
+	err = errors.Join(
+		l.call(fnGetTensorElementType, info, uintptr(unsafe.Pointer(&code))),
+		l.call(fnGetDimensionsCount, info, uintptr(unsafe.Pointer(&rank))),
+	)
+	shape = make([]int64, rank)
+	if err == nil && rank > 0 {
+		err = l.call(fnGetDimensions, info, uintptr(unsafe.Pointer(&shape[0])), rank)
+	}
+	if err != nil {
+		return "", 0, nil, atelier.Errorf(atelier.Internal, "cannot read a tensor's shape: %w", err)
+	}
+	for typ, element := range elementTypes {
+		if element == uintptr(code) {
+			return typ, element, shape, nil
+		}
+	}
+	return "", 0, nil, atelier.Errorf(atelier.Unsupported, "the model has a tensor of ONNX's element type %d, which no datatype of Open Inference Protocol stands for", code)
+}
+
+// Platform implements serving.Engine.
+func (m *Model) Platform() string { return "onnx_onnxv1" }
+
+// Signature implements serving.Engine. Outputs that are no tensors are left out.
+func (m *Model) Signature() *atelier.Signature { return &m.signature }
+
+// Skipped names the outputs that are no tensors and cannot be asked for.
+func (m *Model) Skipped() []string { return m.skipped }
+
+// Close implements serving.Engine.
+func (m *Model) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.closed = true
+		m.lib.release(fnReleaseSession, m.session)
+	}
+	return nil
+}
+
+// Infer implements serving.Engine.
+func (m *Model) Infer(ctx context.Context, inputs []serving.Tensor, outputs []int) ([]serving.Tensor, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil, atelier.Errorf(atelier.Unavailable, "the model is closed")
+	}
+	if len(inputs) != len(m.inputs) {
+		return nil, atelier.Errorf(atelier.Invalid, "%d inputs came, %d were expected", len(inputs), len(m.inputs)).WithField("inputs")
+	}
+	for _, o := range outputs {
+		if o < 0 || o >= len(m.outputs) {
+			return nil, atelier.Errorf(atelier.Invalid, "output %d was asked for, the model has %d", o, len(m.outputs)).WithField("outputs")
+		}
+	}
+	if len(outputs) == 0 {
+		return nil, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, gaveUp(err)
+	}
+	values := make([]handle, len(inputs), len(inputs)+len(outputs))
+	defer func() {
+		for _, v := range values {
+			m.lib.release(fnReleaseValue, v)
+		}
+	}()
+	for i := range inputs {
+		v, err := m.value(&m.inputs[i], &inputs[i], m.signature.Inputs[i].Name)
+		if err != nil {
+			return nil, err
+		}
+		values[i] = v
+	}
+	values = values[:len(inputs)+len(outputs)] // the tail is zero: the library makes those tensors
+	if err := m.run(ctx, values[:len(inputs)], outputs, values[len(inputs):]); err != nil {
+		return nil, err
+	}
+	results := make([]serving.Tensor, len(outputs))
+	for i, v := range values[len(inputs):] {
+		t, err := m.lib.read(v)
+		if err != nil {
+			return nil, err
+		}
+		results[i] = t
+	}
+	return results, nil
+}
+
+func gaveUp(err error) error {
+	return atelier.Errorf(atelier.Timeout, "the inference was given up: %w", err)
+}
+
+// run calls the model; results receives the values of outputs.
+func (m *Model) run(ctx context.Context, inputs []handle, outputs []int, results []handle) error {
+	var options handle
+	if ctx.Done() != nil {
+		if err := m.lib.call(fnCreateRunOptions, uintptr(unsafe.Pointer(&options))); err != nil {
+			return atelier.Errorf(atelier.Internal, "cannot run the model: %w", err)
+		}
+		var mu sync.Mutex // the options may go only when nobody is about to use them
+		stop := context.AfterFunc(ctx, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if options != 0 {
+				_ = m.lib.call(fnRunOptionsSetTerminate, options) // then the run goes on to its end
+			}
+		})
+		defer func() {
+			stop()
+			mu.Lock()
+			defer mu.Unlock()
+			m.lib.release(fnReleaseRunOptions, options)
+			options = 0
+		}()
+	}
+	// The library reads the names through these addresses; m keeps the bytes alive.
+	names := make([]uintptr, len(inputs)+len(outputs)+1) // never empty
+	for i := range inputs {
+		names[i] = uintptr(unsafe.Pointer(&m.inputs[i].cname[0]))
+	}
+	for i, o := range outputs {
+		names[len(inputs)+i] = uintptr(unsafe.Pointer(&m.outputs[o].cname[0]))
+	}
+	err := m.lib.call(fnRun, m.session, options,
+		uintptr(unsafe.Pointer(&names[0])), uintptr(unsafe.Pointer(unsafe.SliceData(inputs))), uintptr(len(inputs)),
+		uintptr(unsafe.Pointer(&names[len(inputs)])), uintptr(len(outputs)), uintptr(unsafe.Pointer(&results[0])))
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return gaveUp(ctx.Err())
+	}
+	var status *statusError
+	if errors.As(err, &status) && status.code == codeInvalidArgument {
+		return atelier.Errorf(atelier.Invalid, "the model refuses the input: %w", err).WithField("inputs")
+	}
+	return atelier.Errorf(atelier.Internal, "the model failed: %w", err)
+}
+
+// value makes an OrtValue with t's elements. The library's memory is aligned as its
+// kernels like it; t's may begin anywhere in a request's body.
+func (m *Model) value(p *port, t *serving.Tensor, name string) (handle, error) {
+	bad := func(format string, args ...any) (handle, error) {
+		return 0, atelier.Errorf(atelier.Invalid, "input %s %s", name, fmt.Sprintf(format, args...)).WithField("inputs")
+	}
+	n, ok := serving.Elements(t.Shape)
+	switch {
+	case !ok:
+		return bad("has a shape %v that no tensor can have", t.Shape)
+	case t.Type != p.typ:
+		return bad("has datatype %s, %s was expected", t.Type, p.typ)
+	case p.typ == serving.Bytes && int64(len(t.Strings)) != n:
+		return bad("has %d strings, shape %v needs %d", len(t.Strings), t.Shape, n)
+	case int64(len(t.Data)) != n*p.typ.Size():
+		return bad("has %d bytes, shape %v needs %d", len(t.Data), t.Shape, n*p.typ.Size())
+	}
+	var v handle
+	err := m.lib.call(fnCreateTensorAsOrtValue, m.lib.allocator,
+		uintptr(unsafe.Pointer(unsafe.SliceData(t.Shape))), uintptr(len(t.Shape)), p.element, uintptr(unsafe.Pointer(&v)))
+	if err != nil {
+		return 0, atelier.Errorf(atelier.Internal, "cannot make a tensor for input %s: %w", name, err)
+	}
+	if n == 0 {
+		return v, nil
+	}
+	if p.typ == serving.Bytes {
+		err = m.lib.fillStrings(v, t.Strings)
+	} else {
+		var data uintptr
+		if err = m.lib.call(fnGetTensorMutableData, v, uintptr(unsafe.Pointer(&data))); err == nil {
+			copy(unsafe.Slice((*byte)(pointer(data)), len(t.Data)), t.Data)
+		}
+	}
+	if err != nil {
+		m.lib.release(fnReleaseValue, v)
+		if atelier.CodeOf(err) == atelier.Invalid {
+			return bad("%v", err)
+		}
+		return 0, atelier.Errorf(atelier.Internal, "cannot fill the tensor for input %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// read copies the elements of the tensor v.
+func (l *Library) read(v handle) (serving.Tensor, error) {
+	fail := func(err error) (serving.Tensor, error) {
+		return serving.Tensor{}, atelier.Errorf(atelier.Internal, "cannot read an output: %w", err)
+	}
+	var info handle
+	if err := l.call(fnGetTensorTypeAndShape, v, uintptr(unsafe.Pointer(&info))); err != nil {
+		return fail(err)
+	}
+	defer l.release(fnReleaseTensorTypeAndShapeInfo, info)
+	typ, _, shape, err := l.tensorInfo(info)
+	if err != nil {
+		return fail(err)
+	}
+	t := serving.Tensor{Type: typ, Shape: shape}
+	n, ok := serving.Elements(shape)
+	if !ok {
+		return fail(fmt.Errorf("its shape is %v", shape))
+	}
+	if typ == serving.Bytes {
+		t.Strings, err = l.readStrings(v, int(n))
+	} else if t.Data = make([]byte, n*typ.Size()); n > 0 {
+		var data uintptr
+		if err = l.call(fnGetTensorMutableData, v, uintptr(unsafe.Pointer(&data))); err == nil {
+			copy(t.Data, unsafe.Slice((*byte)(pointer(data)), len(t.Data)))
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	return t, nil
+}
