@@ -332,7 +332,9 @@ func (s *Spool) Acknowledge(stream string, through uint64) error {
 type Entry struct {
 	Stream   string
 	Sequence uint64
-	Previous uint64 // the number of the batch before it, 0 when the spool holds none
+	// Previous is the number of the batch before it in the spool, 0 when there
+	// is none that is not acknowledged.
+	Previous uint64
 	Batch    Batch
 }
 
@@ -357,7 +359,10 @@ func (s *Spool) Next(after uint64) (e Entry, ok bool, err error) {
 		}
 		sequence, b, ok, err := s.find(seg, &at, after)
 		if err != nil || ok {
-			return Entry{s.stream, sequence, at.sequence, b}, ok, durable.Explain(err, "read the telemetry spool")
+			if previous = at.sequence; previous <= s.acked {
+				previous = 0 // it need not be there any more, here or at a hub that lost it
+			}
+			return Entry{s.stream, sequence, previous, b}, ok, durable.Explain(err, "read the telemetry spool")
 		}
 		previous = at.sequence
 	}

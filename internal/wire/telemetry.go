@@ -22,9 +22,10 @@ import (
 type TelemetryFrame struct {
 	Stream   string // the stream's id
 	Sequence uint64 // the batch's number in its stream, from 1
-	// Previous is the number of the batch before this one in the device's
-	// spool, 0 when it holds none. What lies between Previous and Sequence and was
-	// not stored yet will never come: it was dropped when the spool was full.
+	// Previous is the number of the batch before this one that the device holds
+	// and the hub has not acknowledged, 0 where there is none. What lies between
+	// Previous and Sequence and was not stored yet will never come: it was dropped
+	// when the spool was full.
 	Previous uint64
 	// Taken is what the device's clocks said when the batch was made, Sent what
 	// they said when this frame was. With both, the hub finds out how far the
