@@ -30,12 +30,11 @@ var (
 // conn keeps one MQTT connection. The library neither reconnects nor stores
 // anything: each connection is a client of its own, made by once and gone with it.
 type conn struct {
-	opts    *Options
-	brokers []*url.URL
-	client  string // MQTT client id
-	name    string // for the log
-	topic   string // subscribed to
-	up      string // where the last will goes
+	opts   *Options
+	client string // MQTT client id
+	name   string // for the log
+	topic  string // subscribed to
+	up     string // where the last will goes
 
 	open    func() (Session, error)
 	onUp    func(session string)
@@ -52,9 +51,11 @@ type conn struct {
 func (c *conn) run(ctx context.Context) {
 	which := 0
 	for failures := 0; ; failures++ {
-		broker := c.brokers[which%len(c.brokers)]
 		began := time.Now()
-		err := c.once(ctx, broker)
+		broker, others, err := c.broker(which)
+		if err == nil {
+			err = c.once(ctx, broker)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -66,14 +67,23 @@ func (c *conn) run(ctx context.Context) {
 			failures = 0
 			delay = c.opts.Backoff.Delay(0)
 		default:
-			delay = c.opts.Backoff.Delay(failures / len(c.brokers))
+			delay = c.opts.Backoff.Delay(failures / (1 + others))
 			which++
 		}
-		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", broker.Host, "error", err, "retry_in", delay.Round(time.Millisecond))
+		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", broker, "error", err, "retry_in", delay.Round(time.Millisecond))
 		if !c.opts.Sleep(ctx, delay) {
 			return
 		}
 	}
+}
+
+// broker returns the address for an attempt, and how many others there are.
+func (c *conn) broker(which int) (u *url.URL, others int, err error) {
+	brokers, err := parse(c.opts.Brokers())
+	if err != nil {
+		return nil, 0, err
+	}
+	return brokers[which%len(brokers)], len(brokers) - 1, nil
 }
 
 // once makes one connection and returns when it has ended, with the reason.

@@ -50,10 +50,10 @@ type Session struct {
 
 // Options say where to connect and as whom.
 type Options struct {
-	// Brokers are the hub's MQTT addresses in the order in which to try them:
+	// Brokers returns the hub's MQTT addresses in the order in which to try them:
 	// tls://HOST:PORT, or wss://HOST:PORT/PATH for MQTT over WebSocket. tcp://
-	// and ws:// do without TLS.
-	Brokers []string
+	// and ws:// do without TLS. It is asked each time, since a hub may move.
+	Brokers func() []string
 	Device  string // id
 	Shard   string // the topic shard to publish under
 	// TLS returns the configuration of the next connection; it is asked each
@@ -101,8 +101,7 @@ type Link struct {
 // New returns a Link; Run makes it connect. The error is an *atelier.Error with
 // code Invalid or Unsupported where an address is none of ours.
 func New(opts Options) (*Link, error) {
-	brokers, err := parse(opts.Brokers)
-	if err != nil {
+	if _, err := parse(opts.Brokers()); err != nil {
 		return nil, err
 	}
 	if opts.KeepAlive == 0 {
@@ -117,13 +116,13 @@ func New(opts Options) (*Link, error) {
 	l := &Link{opts: opts}
 	h := opts.Handler
 	l.control = &conn{
-		opts: &l.opts, brokers: brokers, client: opts.Device, name: "control",
+		opts: &l.opts, client: opts.Device, name: "control",
 		topic: wire.DownTopic(opts.Device, wire.Control),
 		up:    wire.UpTopic(opts.Shard, opts.Device, wire.Control),
 		open:  h.Open, onUp: h.Up, onDown: h.Down, receive: h.Control,
 	}
 	l.content = &conn{
-		opts: &l.opts, brokers: brokers, client: opts.Device + wire.ContentClientSuffix, name: "content",
+		opts: &l.opts, client: opts.Device + wire.ContentClientSuffix, name: "content",
 		topic:   wire.DownTopic(opts.Device, wire.Content),
 		open:    func() (Session, error) { return Session{}, nil },
 		onUp:    func(string) { h.ContentUp() },

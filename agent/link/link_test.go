@@ -164,7 +164,7 @@ func next[T any](t *testing.T, c <-chan T) T {
 
 func options(address string, e *events) link.Options {
 	return link.Options{
-		Brokers: []string{address}, Device: atelier.NewID(), Shard: "0", Handler: e,
+		Brokers: func() []string { return []string{address} }, Device: atelier.NewID(), Shard: "0", Handler: e,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Backoff: link.Backoff{
 			Min: time.Millisecond, Max: 20 * time.Millisecond, Random: func() float64 { return 1 },
@@ -278,7 +278,7 @@ func TestTriesTheNextAddress(t *testing.T) {
 	b := startBroker(t, "tls")
 	e := newEvents()
 	opts := options("tls://127.0.0.1:1", e)
-	opts.Brokers = append(opts.Brokers, b.address)
+	opts.Brokers = func() []string { return []string{"tls://127.0.0.1:1", b.address} }
 	opts.TLS = func() (*tls.Config, error) { return b.device, nil }
 	l := start(t, opts)
 	next(t, e.up)
@@ -346,7 +346,7 @@ func TestDelayIsJitteredAndBounded(t *testing.T) {
 func TestNewRefusesAddresses(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{"", "hub:8883", "http://hub", "::", "tls://"} {
-		if _, err := link.New(link.Options{Brokers: []string{address}}); err == nil {
+		if _, err := link.New(link.Options{Brokers: func() []string { return []string{address} }}); err == nil {
 			t.Errorf("%q was accepted", address)
 		}
 	}
