@@ -19,7 +19,7 @@ import (
 // The bounds of the embedded broker.
 const (
 	maxPacket        = wire.MaxPacket + 1<<10 // with topic and header
-	outboundMessages = 128                    // waiting for one slow subscriber; a window of content fits
+	outboundMessages = 160                    // waiting for one slow subscriber; two windows of content fit
 	inflight         = 64                     // QoS 1 and 2 exchanges of one connection
 	connectTimeout   = 15 * time.Second       // for the TLS handshake and CONNECT
 	writeTimeout     = 30 * time.Second       // for one packet to a stalled reader

@@ -1,0 +1,197 @@
+package fleet
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/store"
+)
+
+// defaultTarget is the kind of target of devices that name none.
+const defaultTarget = "process"
+
+// plan is everything that decides what the devices of a workspace shall run.
+type plan struct {
+	deployments []planned // in the order in which they were made
+	runtimes    []atelier.Runtime
+}
+
+type planned struct {
+	atelier.Deployment
+	version  atelier.Version
+	endpoint atelier.Endpoint
+}
+
+// loadPlan reads the plan of a workspace.
+func loadPlan(tx store.Tx, workspace string) (plan, error) {
+	var p plan
+	endpoints := map[string]atelier.Endpoint{}
+	err := catalog.Endpoints.Each(tx, store.Query{Workspace: workspace}, func(e atelier.Endpoint) error {
+		endpoints[e.Deployment] = e
+		return nil
+	})
+	if err != nil {
+		return p, err
+	}
+	err = catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
+		v, err := catalog.Versions.Get(tx, workspace, d.VersionID)
+		p.deployments = append(p.deployments, planned{d, v, endpoints[d.ID]})
+		return err
+	})
+	if err != nil {
+		return p, err
+	}
+	return p, catalog.Runtimes.Each(tx, store.Query{}, func(r atelier.Runtime) error {
+		p.runtimes = append(p.runtimes, r)
+		return nil
+	})
+}
+
+// resolve returns what device d shall run, and what it cannot. held are the
+// modules of its present state: a rollout that is under way keeps the variant and
+// the runtime that it began with, since both are part of what was tried.
+func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (modules []atelier.Module, unmet []catalog.Unmet) {
+	for i := range p.deployments {
+		dep := &p.deployments[i]
+		if !dep.Selector.Match(d) {
+			continue
+		}
+		m, why := p.module(dep, d, held)
+		if why != nil {
+			unmet = append(unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Why: *why})
+			continue
+		}
+		modules = append(modules, m)
+	}
+	return modules, unmet
+}
+
+// module resolves one deployment for a device, or says why it cannot.
+func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (atelier.Module, *atelier.Why) {
+	no := func(r atelier.Reason, format string, args ...any) (atelier.Module, *atelier.Why) {
+		why := atelier.Because(r, fmt.Sprintf(format, args...))
+		return atelier.Module{}, &why
+	}
+	if d.Facts.OS == "" {
+		return no(atelier.ReasonNeverConnected, "Device %s has not said yet what it is; it is sent what it can run once it has connected.", d.Name)
+	}
+	target := cmpOr(dep.Target, d.Target, defaultTarget)
+	if !slices.Contains(d.Facts.Targets, target) {
+		return no(atelier.ReasonUnsupportedFeature, "The agent on %s runs no modules on a target of kind %q; it knows %s.", d.Name, target, listed(d.Facts.Targets))
+	}
+	m := atelier.Module{
+		Deployment: dep.ID, Name: dep.Name, Rollout: dep.Rollout, Target: target, Package: dep.version.Digest,
+		Model:    atelier.ModuleModel{Name: dep.Model, Version: dep.Version, Digest: dep.version.Digest},
+		Limits:   dep.Limits,
+		Endpoint: atelier.ModuleEndpoint{Name: dep.endpoint.Name, Keys: dep.endpoint.Keys},
+	}
+	if i := slices.IndexFunc(held, func(h atelier.Module) bool { return h.Rollout == dep.Rollout }); i >= 0 && fits(&held[i], d) {
+		m.Model.Variant, m.Runtime = held[i].Model.Variant, held[i].Runtime
+		return m, nil
+	}
+	variant, runtime, why := p.choose(&dep.version, d)
+	if why != nil {
+		return m, why
+	}
+	// The signature is for those who call the model; the device reads its own
+	// out of the model.
+	variant.Signature = nil
+	m.Model.Variant, m.Runtime = variant, runtime
+	return m, nil
+}
+
+// fits reports whether a device can still run what it was sent.
+func fits(m *atelier.Module, d *atelier.Device) bool {
+	r := m.Model.Variant.Requires
+	if len(r.Arch) > 0 && !slices.Contains(r.Arch, d.Facts.Arch) {
+		return false
+	}
+	_, ok := supports(d, r.Runtime)
+	return r.Runtime == "" || ok
+}
+
+// choose returns the first variant that the device can run, with the newest
+// runtime for it, or why there is none.
+func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *atelier.ModuleRuntime, *atelier.Why) {
+	platform := d.Facts.OS + "/" + d.Facts.Arch
+	why := atelier.Because(atelier.ReasonVariantMissing, fmt.Sprintf("Version %d of %s has no variant for %s.", v.Number, v.Model, platform))
+	for _, variant := range v.Variants {
+		r := variant.Requires
+		if len(r.Arch) > 0 && !slices.Contains(r.Arch, d.Facts.Arch) {
+			continue
+		}
+		if r.Runtime == "" {
+			return variant, nil, nil
+		}
+		if reason, ok := supports(d, r.Runtime); !ok {
+			why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("Device %s cannot run %s: %s", d.Name, r.Runtime, reason)).
+				WithRemedy("Choose a device that can run it.")
+			continue
+		}
+		if rt := p.runtime(r.Runtime, d); rt != nil {
+			return variant, &atelier.ModuleRuntime{Name: rt.Name, Version: rt.Version, Entry: rt.Entry, Files: rt.Files}, nil
+		}
+		why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("No %s is registered in the hub for %s.", r.Runtime, platform))
+	}
+	return atelier.Variant{}, nil, &why
+}
+
+// supports reports whether the device says that it can run a runtime, and why not.
+func supports(d *atelier.Device, runtime string) (why string, ok bool) {
+	for _, s := range d.Facts.Runtimes {
+		if s.Name == runtime {
+			return s.Why, s.OK
+		}
+	}
+	return "its agent does not say that it can.", false
+}
+
+// runtime returns the newest runtime with the name for the device's platform.
+func (p *plan) runtime(name string, d *atelier.Device) *atelier.Runtime {
+	var best *atelier.Runtime
+	for i := range p.runtimes {
+		r := &p.runtimes[i]
+		if r.Name == name && r.OS == d.Facts.OS && r.Arch == d.Facts.Arch && (best == nil || newer(r.Version, best.Version)) {
+			best = r
+		}
+	}
+	return best
+}
+
+// newer compares versions of runtimes, "1.20.1", number by number.
+func newer(a, b string) bool {
+	for a != "" || b != "" {
+		var x, y string
+		x, a, _ = strings.Cut(a, ".")
+		y, b, _ = strings.Cut(b, ".")
+		m, errX := strconv.Atoi(x)
+		n, errY := strconv.Atoi(y)
+		switch {
+		case errX == nil && errY == nil && m != n:
+			return m > n
+		case (errX != nil || errY != nil) && x != y:
+			return x > y
+		}
+	}
+	return false
+}
+
+func cmpOr(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func listed(words []string) string {
+	if len(words) == 0 {
+		return "none"
+	}
+	return strings.Join(words, ", ")
+}

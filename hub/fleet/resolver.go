@@ -1,0 +1,436 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/trust"
+	"github.com/atelier-edge/atelier/internal/wire"
+)
+
+// The resolver is level-triggered: whatever happened, it compares what a device
+// shall run with what its stored desired state says, and writes the difference.
+// At the start it does so for every device, so that no position in the outbox
+// needs to be kept; events only tell where to look.
+
+// resolver is what follow works off, besides the outbox.
+type resolver struct {
+	wake chan struct{}
+
+	mu         sync.Mutex
+	workspaces map[string]bool             // to be resolved as a whole
+	overtake   map[string]atelier.Position // by device: its next state must come after
+	devices    map[string]string           // workspace by device: to be resolved
+}
+
+const (
+	resolvePage = 200 // devices in one transaction
+	eventPage   = 1000
+)
+
+// follow keeps desired states up to date until ctx ends.
+func (f *Fleet) follow(ctx context.Context) error {
+	changes := f.store.Changes(ctx)
+	var after int64
+	err := f.store.View(ctx, func(tx store.Tx) (err error) {
+		after, err = tx.LastEvent()
+		return err
+	})
+	if err == nil {
+		err = f.resolveAll(ctx)
+	}
+	for ; err == nil; err = f.catchUp(ctx, &after) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changes:
+		case <-f.resolver.wake:
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// work is what is to be resolved: whole workspaces, or single devices.
+type work struct {
+	all        bool
+	workspaces map[string]bool
+	devices    map[string]map[string]bool // by workspace
+}
+
+func newWork() *work {
+	return &work{workspaces: map[string]bool{}, devices: map[string]map[string]bool{}}
+}
+
+func (w *work) device(workspace, id string) {
+	if w.devices[workspace] == nil {
+		w.devices[workspace] = map[string]bool{}
+	}
+	w.devices[workspace][id] = true
+}
+
+// catchUp reads the events after *after and resolves what they concern.
+func (f *Fleet) catchUp(ctx context.Context, after *int64) error {
+	for {
+		var events []atelier.Event
+		err := f.store.View(ctx, func(tx store.Tx) (err error) {
+			events, err = tx.Events(store.EventQuery{AnyWorkspace: true, After: *after, Limit: eventPage})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		w := newWork()
+		for _, e := range events {
+			*after = e.Sequence
+			if err := f.concern(ctx, w, e); err != nil {
+				return err
+			}
+		}
+		f.takeRequests(w)
+		if err := f.resolveWork(ctx, w); err != nil {
+			return err
+		}
+		if len(events) < eventPage {
+			return nil
+		}
+	}
+}
+
+// concern notes what an event asks to be resolved.
+func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
+	switch e.Kind {
+	case catalog.Devices.Kind:
+		f.peers.forget(e.ID)
+		if e.Change == atelier.Deleted {
+			return f.forget(ctx, e.Workspace, e.ID)
+		}
+		w.device(e.Workspace, e.ID)
+	case catalog.Deployments.Kind, catalog.Endpoints.Kind:
+		w.workspaces[e.Workspace] = true
+	case catalog.Runtimes.Kind, catalog.Fleets.Kind:
+		w.all = true
+	}
+	return nil
+}
+
+// forget removes what is kept of a device that was deleted.
+func (f *Fleet) forget(ctx context.Context, workspace, device string) error {
+	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
+		for _, kind := range []string{catalog.DesiredStates.Kind, catalog.ReportedStates.Kind} {
+			if err := tx.Delete(kind, workspace, device, 0); err != nil && !isNotFound(err) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// takeRequests adds what was asked for besides events.
+func (f *Fleet) takeRequests(w *work) {
+	r := &f.resolver
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for ws := range r.workspaces {
+		w.workspaces[ws] = true
+	}
+	for device, ws := range r.devices {
+		w.device(ws, device)
+	}
+	clear(r.workspaces)
+	clear(r.devices)
+}
+
+func (r *resolver) request(edit func()) {
+	r.mu.Lock()
+	edit()
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Resign makes every desired state of a workspace be signed with its present
+// key: after the key was replaced. Devices that have the new delegation accept
+// nothing that the old key signed.
+func (f *Fleet) Resign(workspace string) {
+	r := &f.resolver
+	r.request(func() {
+		if r.workspaces == nil {
+			r.workspaces = map[string]bool{}
+		}
+		r.workspaces[workspace] = true
+	})
+}
+
+// overtake makes the device's next desired state come after p.
+func (f *Fleet) overtake(workspace, device string, p atelier.Position) {
+	const most = 1 << 53 // what JSON's readers take exactly
+	if p.Epoch >= most || p.Generation >= most {
+		f.ignore(device, "it claims to hold a desired state that cannot be", "epoch", p.Epoch, "generation", p.Generation)
+		return
+	}
+	r := &f.resolver
+	r.request(func() {
+		if r.overtake == nil {
+			r.overtake, r.devices = map[string]atelier.Position{}, map[string]string{}
+		}
+		r.overtake[device], r.devices[device] = p, workspace
+	})
+}
+
+// BeginEpoch begins a new epoch of desired states, so that devices take what
+// comes now for newer than all they ever got: for a hub that was restored from a
+// backup, and may have sent states that the backup does not know of.
+func (f *Fleet) BeginEpoch(ctx context.Context) error {
+	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
+		state, err := f.fleetState(tx)
+		if err != nil {
+			return err
+		}
+		state.Epoch = max(state.Epoch+1, f.newEpoch())
+		_, err = catalog.Fleets.Update(tx, "", state)
+		return err
+	})
+}
+
+// newEpoch is the time in milliseconds: a hub that is set up anew begins after
+// everything that the one before it sent.
+func (f *Fleet) newEpoch() uint64 { return uint64(f.clock.Now().UnixMilli()) }
+
+const fleetName = "fleet"
+
+// fleetState returns what all devices have in common, made with the first use.
+func (f *Fleet) fleetState(tx store.Tx) (catalog.Fleet, error) {
+	state, err := catalog.Fleets.Find(tx, "", "", fleetName)
+	if isNotFound(err) {
+		return catalog.Fleets.Insert(tx, "", "", catalog.Fleet{Meta: atelier.Meta{Name: fleetName}, Epoch: f.newEpoch()})
+	}
+	return state, err
+}
+
+func (f *Fleet) resolveAll(ctx context.Context) error { return f.resolveWork(ctx, &work{all: true}) }
+
+func (f *Fleet) resolveWork(ctx context.Context, w *work) error {
+	if w.all {
+		all := newWork()
+		err := f.store.View(ctx, func(tx store.Tx) error {
+			return catalog.Workspaces.Each(tx, store.Query{}, func(ws atelier.Workspace) error {
+				all.workspaces[ws.ID] = true
+				return nil
+			})
+		})
+		if err != nil {
+			return err
+		}
+		w = all
+	}
+	for ws := range w.workspaces {
+		delete(w.devices, ws)
+		if err := f.resolveWorkspace(ctx, ws); err != nil {
+			return err
+		}
+	}
+	for ws, ids := range w.devices {
+		var page []string
+		for id := range ids {
+			page = append(page, id)
+			if len(page) == resolvePage {
+				if err := f.resolveDevices(ctx, ws, page); err != nil {
+					return err
+				}
+				page = nil
+			}
+		}
+		if err := f.resolveDevices(ctx, ws, page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolveWorkspace resolves every device of a workspace, a page at a time.
+func (f *Fleet) resolveWorkspace(ctx context.Context, workspace string) error {
+	after := ""
+	for {
+		var page []atelier.Device
+		err := f.store.View(ctx, func(tx store.Tx) (err error) {
+			page, err = catalog.Devices.List(tx, store.Query{Workspace: workspace, After: after, Limit: resolvePage})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		ids := make([]string, len(page))
+		for i, d := range page {
+			ids[i], after = d.ID, d.ID
+		}
+		if err := f.resolveDevices(ctx, workspace, ids); err != nil {
+			return err
+		}
+		if len(page) < resolvePage {
+			return nil
+		}
+	}
+}
+
+// resolveDevices resolves some devices of a workspace in one transaction, and
+// lets their sessions know. Where nothing has changed it only reads.
+func (f *Fleet) resolveDevices(ctx context.Context, workspace string, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	signer, err := f.authority.StateSigner(workspace) // not within a transaction: it may write
+	if err != nil {
+		return err
+	}
+	var changed map[string]atelier.Position
+	pass := func(write bool) func(store.Tx) error {
+		return func(tx store.Tx) (err error) {
+			changed, err = f.resolveIn(tx, workspace, ids, signer, write)
+			return err
+		}
+	}
+	if err := f.store.View(ctx, pass(false)); err != nil || len(changed) == 0 {
+		return err
+	}
+	if err := f.store.Update(ctx, asHub, pass(true)); err != nil {
+		return err
+	}
+	for device, p := range changed {
+		f.resolver.mu.Lock()
+		if floor, ok := f.resolver.overtake[device]; ok && p.After(floor) {
+			delete(f.resolver.overtake, device)
+		}
+		f.resolver.mu.Unlock()
+		f.changed(device, p)
+	}
+	return nil
+}
+
+// resolveIn returns the new positions of those devices whose desired state has to
+// change, and changes it where write is set.
+func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer trust.Signer, write bool) (map[string]atelier.Position, error) {
+	changed := map[string]atelier.Position{}
+	p, err := loadPlan(tx, workspace)
+	if err != nil {
+		return nil, err
+	}
+	var epoch uint64
+	if write {
+		state, err := f.fleetState(tx)
+		if err != nil {
+			return nil, err
+		}
+		epoch = state.Epoch
+	} else if state, err := catalog.Fleets.Find(tx, "", "", fleetName); err == nil {
+		epoch = state.Epoch
+	} else if !isNotFound(err) {
+		return nil, err
+	}
+	for _, id := range ids {
+		d, err := catalog.Devices.Get(tx, workspace, id)
+		if isNotFound(err) || err == nil && d.Revoked != nil {
+			continue // nothing is left to say to it
+		}
+		if err != nil {
+			return nil, err
+		}
+		old, err := catalog.DesiredStates.Get(tx, workspace, id)
+		if err != nil && !isNotFound(err) {
+			return nil, err
+		}
+		next, err := f.next(&p, &d, workspace, old, epoch, signer)
+		if err != nil {
+			return nil, err
+		}
+		if next == nil {
+			continue
+		}
+		changed[id] = next.Position
+		if !write {
+			continue
+		}
+		if old.ID == "" {
+			next.ID = id
+			_, err = catalog.DesiredStates.Insert(tx, workspace, "", *next)
+		} else {
+			_, err = catalog.DesiredStates.Update(tx, workspace, *next)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return changed, nil
+}
+
+// next returns the device's next desired state, nil where the present one is right.
+func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer) (*catalog.DesiredState, error) {
+	modules, unmet := p.resolve(d, old.Modules)
+	for {
+		next, err := f.state(d, workspace, old, epoch, signer, modules, unmet)
+		if atelier.CodeOf(err) != atelier.TooLarge || len(modules) == 0 {
+			return next, err
+		}
+		// The newest deployment gives way; the others run on.
+		last := modules[len(modules)-1]
+		modules = modules[:len(modules)-1]
+		unmet = append(unmet, catalog.Unmet{Deployment: last.Deployment, Name: last.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
+			"With this deployment the device's desired state would not fit one message.")})
+	}
+}
+
+func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer, modules []atelier.Module, unmet []catalog.Unmet) (*catalog.DesiredState, error) {
+	body, err := json.Marshal(modules)
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Internal, "encode modules: %w", err)
+	}
+	next := old
+	next.Content, next.Modules, next.Unmet, next.Key = atelier.DigestOf(body), modules, unmet, signer.Public().ID()
+	f.resolver.mu.Lock()
+	floor := f.resolver.overtake[d.ID]
+	f.resolver.mu.Unlock()
+	same := old.ID != "" && old.Content == next.Content && old.Key == next.Key && old.Position.Epoch >= epoch && !floor.After(old.Position)
+	if same {
+		if sameUnmet(old.Unmet, unmet) {
+			return nil, nil
+		}
+		return &next, nil // the same bytes, with another list of what cannot run
+	}
+	next.Position = atelier.Position{
+		Epoch:      max(epoch, old.Position.Epoch, floor.Epoch),
+		Generation: max(old.Position.Generation, floor.Generation) + 1,
+	}
+	payload, err := json.Marshal(atelier.DesiredState{
+		Workspace: workspace, Device: d.ID, Epoch: next.Position.Epoch, Generation: next.Position.Generation,
+		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: modules,
+	})
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Internal, "encode a desired state: %w", err)
+	}
+	next.Envelope, err = trust.Sign(wire.TypeDesired, payload, signer)
+	if err == nil && len(next.Envelope) > wire.MaxPacket {
+		err = atelier.Errorf(atelier.TooLarge, "the desired state has %d bytes", len(next.Envelope))
+	}
+	return &next, err
+}
+
+func sameUnmet(a, b []catalog.Unmet) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
