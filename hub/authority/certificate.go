@@ -118,6 +118,7 @@ func (a *Authority) IssueDevice(device string, csr []byte) (Certificate, error) 
 	}
 	cert, err := a.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: device},
+		NotBefore:   a.now().Add(-skew),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, a.deviceLife, request.PublicKey)
 	if err != nil {
@@ -131,16 +132,15 @@ func (a *Authority) IssueDevice(device string, csr []byte) (Certificate, error) 
 	}, nil
 }
 
-// issue completes and signs template for the public key.
+// issue completes and signs template, which says from when it is valid, for the
+// public key.
 func (a *Authority) issue(template *x509.Certificate, life time.Duration, public crypto.PublicKey) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	now := a.now()
 	template.SerialNumber = serial
-	template.NotBefore = now.Add(-skew)
-	template.NotAfter = now.Add(life)
+	template.NotAfter = a.now().Add(life)
 	if template.NotAfter.After(a.ca.NotAfter) {
 		template.NotAfter = a.ca.NotAfter
 	}

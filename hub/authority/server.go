@@ -138,12 +138,15 @@ func (a *Authority) serverFor(names []string) (*tls.Certificate, error) {
 	return a.withKey(template, serverLife)
 }
 
-// withKey issues a certificate for a new key.
+// withKey issues a certificate of the hub's own for a new key. It is valid from
+// the authority's beginning: a device whose clock starts in the past knows no
+// better time than its pinned authority's, and must not be locked out of renewal.
 func (a *Authority) withKey(template *x509.Certificate, life time.Duration) (*tls.Certificate, error) {
 	key, err := trust.NewDeviceKey()
 	if err != nil {
 		return nil, err
 	}
+	template.NotBefore = a.ca.NotBefore
 	cert, err := a.issue(template, life, key.Public())
 	if err != nil {
 		return nil, err

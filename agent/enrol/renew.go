@@ -1,0 +1,241 @@
+package enrol
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/trust"
+	"github.com/atelier-edge/atelier/internal/wire"
+)
+
+// When and how often a certificate is renewed.
+const (
+	// spread is the part of a certificate's life, from two thirds of it on, over
+	// which a fleet that joined at one time renews: a twelfth.
+	spread = 12
+	// nap is the longest sleep: a clock may be set, and a machine suspended.
+	nap = 10 * time.Minute
+
+	firstRetry = 5 * time.Second
+	lastRetry  = 15 * time.Minute
+	// refusedAgain is how long after a renewal a refusal is not answered by
+	// another one: the certificate was not what was wrong.
+	refusedAgain = time.Hour
+)
+
+// RenewerOptions say how to renew. Only Identity is required.
+type RenewerOptions struct {
+	Identity *Identity
+	// Renewed is called with each new certificate, after it was saved: the place
+	// to connect anew where the hub had refused the old one.
+	Renewed func(*x509.Certificate)
+	Log     *slog.Logger // nil for slog.Default
+	// Now, After and Random are for tests: the clock, time.After, and a number in [0, 1).
+	Now    func() time.Time
+	After  func(time.Duration) <-chan time.Time
+	Random func() float64
+}
+
+// Renewer keeps a device's certificate valid. It renews at two thirds of the
+// certificate's life, and at once where it has expired or was refused (see
+// Refused). A failure is tried again with exponential back-off, and shows in
+// Condition. Modules notice nothing of all this.
+type Renewer struct {
+	opts RenewerOptions
+	wake chan struct{}
+
+	mu        sync.Mutex
+	renewed   time.Time // last success, zero for none since the start
+	failure   error     // of the last attempt
+	condition atelier.Condition
+}
+
+// NewRenewer returns a Renewer; Run makes it work.
+func NewRenewer(o RenewerOptions) *Renewer {
+	if o.Renewed == nil {
+		o.Renewed = func(*x509.Certificate) {}
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.After == nil {
+		o.After = time.After
+	}
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
+	return &Renewer{opts: o, wake: make(chan struct{}, 1)}
+}
+
+// Run renews until ctx ends, and returns nil then. It returns an error where
+// there is no use in going on: the hub says that the device was revoked.
+func (r *Renewer) Run(ctx context.Context) error {
+	failures := 0
+	next := r.due()
+	for r.wait(ctx, next, failures == 0) {
+		cert, err := r.renew(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.note(err)
+		switch {
+		case err == nil:
+			r.opts.Log.Info("certificate renewed", "until", cert.NotAfter)
+			r.opts.Renewed(cert)
+			failures, next = 0, r.due()
+		case atelier.CodeOf(err) == atelier.Forbidden:
+			return err
+		default:
+			delay := r.backoff(failures)
+			r.opts.Log.Warn("certificate not renewed", "error", err, "retry_in", delay.Round(time.Second))
+			failures, next = failures+1, r.opts.Now().Add(delay)
+		}
+	}
+	return nil
+}
+
+// Refused tells that the hub refused the device's certificate, which by the
+// device's clock may be good: perhaps the clock is wrong. It has the certificate
+// renewed at once, unless that happened within the last hour.
+func (r *Renewer) Refused() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.renewed.IsZero() && r.opts.Now().Sub(r.renewed) < refusedAgain {
+		return
+	}
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns true at the time until, or when Refused was called and
+// may cut the wait short; false when ctx has ended.
+func (r *Renewer) wait(ctx context.Context, until time.Time, short bool) bool {
+	wake := r.wake
+	if !short {
+		wake = nil
+	}
+	for {
+		left := until.Sub(r.opts.Now())
+		if left <= 0 {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-wake:
+			return true
+		case <-r.opts.After(min(left, nap)):
+		}
+	}
+}
+
+// due is when the present certificate shall be renewed.
+func (r *Renewer) due() time.Time {
+	cert := r.opts.Identity.Certificate()
+	life := cert.NotAfter.Sub(cert.NotBefore)
+	jitter := time.Duration(r.opts.Random() * float64(life/spread))
+	return cert.NotBefore.Add(life/3*2 + jitter)
+}
+
+// backoff is the wait after failure n, counted from 0: at least half of what is
+// exponential, so that neither a hub nor a device is kept busy.
+func (r *Renewer) backoff(n int) time.Duration {
+	most := lastRetry
+	if n < 16 {
+		most = min(firstRetry<<n, lastRetry)
+	}
+	return most/2 + time.Duration(r.opts.Random()*float64(most/2))
+}
+
+// renew gets a new certificate by proof of the device's key, and saves it.
+func (r *Renewer) renew(ctx context.Context) (*x509.Certificate, error) {
+	id := r.opts.Identity
+	base, err := hubURL(id.Hub)
+	if err != nil {
+		return nil, err
+	}
+	// Without the device's certificate, which may be what is wrong.
+	h := newHub(base, verifying(id.ca, id.clock))
+	var challenge wire.Challenge
+	if err := h.post(ctx, "/v1/renew/challenge", wire.ChallengeRequest{Device: id.Device}, &challenge); err != nil {
+		return nil, err
+	}
+	csr, err := trust.NewCSR(id.key, id.Device)
+	if err != nil {
+		return nil, err
+	}
+	proof, err := json.Marshal(wire.RenewProof{Device: id.Device, Nonce: challenge.Nonce, CSR: atelier.DigestOf(csr)})
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Internal, "encode the proof of the device's key: %w", err)
+	}
+	signer, err := id.Signer()
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := trust.Sign(wire.TypeRenewProof, proof, signer)
+	if err != nil {
+		return nil, err
+	}
+	var renewal wire.Renewal
+	if err := h.post(ctx, "/v1/renew", wire.RenewRequest{Device: id.Device, CSR: csr, Proof: envelope}, &renewal); err != nil {
+		return nil, err
+	}
+	return id.renewed(renewal)
+}
+
+func (r *Renewer) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failure = err
+	if err == nil {
+		r.renewed = r.opts.Now()
+		select { // a refusal of the certificate before
+		case <-r.wake:
+		default:
+		}
+	}
+}
+
+// Condition tells how it stands with the device's certificate: true while it is
+// valid by the device's clock and not known to be revoked. A renewal that fails
+// in the meantime stands in the message.
+func (r *Renewer) Condition() atelier.Condition {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, ends := r.opts.Now(), r.opts.Identity.Certificate().NotAfter
+	until := ends.UTC().Format(time.RFC3339)
+	c := atelier.Condition{Type: atelier.ConditionCertificate, Since: now}
+	switch {
+	case atelier.CodeOf(r.failure) == atelier.Forbidden:
+		c.Why = atelier.Because(atelier.ReasonRevoked, r.failure.Error())
+	case now.After(ends) && r.failure != nil:
+		c.Why = atelier.Because(atelier.ReasonCertificateExpired,
+			fmt.Sprintf("The certificate ran out at %s, and could not be renewed: %v.", until, r.failure))
+	case now.After(ends):
+		c.Why = atelier.Because(atelier.ReasonCertificateExpired, fmt.Sprintf("The certificate ran out at %s, and is being renewed.", until))
+	case r.failure != nil:
+		c.True = true
+		c.Why = atelier.Because(atelier.ReasonInProgress,
+			fmt.Sprintf("The certificate is valid until %s; to renew it is tried again: %v.", until, r.failure))
+	default:
+		c.True = true
+		c.Why = atelier.Because(atelier.ReasonAsDesired, fmt.Sprintf("The certificate is valid until %s.", until))
+	}
+	if last := r.condition; last.True == c.True && last.Why.Reason() == c.Why.Reason() && !last.Since.IsZero() {
+		c.Since = last.Since
+	}
+	r.condition = c
+	return c
+}
