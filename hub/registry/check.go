@@ -1,6 +1,9 @@
 package registry
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -10,6 +13,7 @@ const (
 	maxDescription = 4096 // bytes
 	maxTags        = 64
 	maxTag         = 256 // bytes of a tag's name, and of its value
+	maxFiles       = 2000
 )
 
 // checkTexts checks what people write about a resource.
@@ -27,6 +31,42 @@ func checkTexts(description string, tags map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// checkPaths checks that files can be laid out as they are named: at least one,
+// no path twice, none that is the directory of another. It sorts them by path.
+func checkPaths(files []atelier.File) error {
+	if len(files) == 0 || len(files) > maxFiles {
+		return atelier.Errorf(atelier.Invalid, "%d files are given; 1 to %d are taken", len(files), maxFiles).WithField("files")
+	}
+	seen := make(map[string]bool, len(files))
+	for i, f := range files {
+		field := fmt.Sprintf("files[%d]", i)
+		if err := atelier.CheckFilePath(f.Path); err != nil {
+			return err
+		}
+		if _, err := atelier.ParseDigest(string(f.Digest)); err != nil {
+			return err
+		}
+		if seen[f.Path] {
+			return atelier.Errorf(atelier.Invalid, "two files have the path %q", f.Path).WithField(field + ".path")
+		}
+		seen[f.Path] = true
+	}
+	for i, f := range files {
+		for dir := parent(f.Path); dir != ""; dir = parent(dir) {
+			if seen[dir] {
+				return atelier.Errorf(atelier.Invalid, "%q is a file, and the directory of %q", dir, f.Path).WithField(fmt.Sprintf("files[%d].path", i))
+			}
+		}
+	}
+	slices.SortFunc(files, func(a, b atelier.File) int { return strings.Compare(a.Path, b.Path) })
+	return nil
+}
+
+// parent returns the directory of a path, "" for none.
+func parent(path string) string {
+	return path[:max(0, strings.LastIndexByte(path, '/'))]
 }
 
 // set replaces what is at to where there is something to replace it with.

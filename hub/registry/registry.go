@@ -17,27 +17,37 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/content"
 )
 
 // Registry is the model registry. Its methods are safe for concurrent use.
+// Workspaces are given by id ("" for the hub itself), models and versions by name
+// or id. Errors are *atelier.Error.
 type Registry struct {
-	store store.Store
-	log   *slog.Logger
-	now   func() time.Time
+	store   store.Store
+	content *content.Store
+	log     *slog.Logger
+	now     func() time.Time
+	maxBlob int64
 }
 
-// Config says what a registry works with.
+// Config says what a registry works with. Fields are required unless they say otherwise.
 type Config struct {
-	Store store.Store
-	Log   *slog.Logger
-	Now   func() time.Time // nil for time.Now
+	Store   store.Store
+	Content *content.Store
+	Log     *slog.Logger
+	Now     func() time.Time // nil for time.Now; the store's clock should be the same
+	MaxBlob int64            // bytes of one upload; 0 for 1 TiB
 }
 
-// New returns a registry.
+// New returns a registry. Somebody should call its Run.
 func New(c Config) *Registry {
-	r := &Registry{store: c.Store, log: c.Log, now: c.Now}
+	r := &Registry{store: c.Store, content: c.Content, log: c.Log, now: c.Now, maxBlob: c.MaxBlob}
 	if r.now == nil {
 		r.now = time.Now
+	}
+	if r.maxBlob == 0 {
+		r.maxBlob = 1 << 40
 	}
 	return r
 }
@@ -57,8 +67,8 @@ func change[T any](ctx context.Context, r *Registry, c store.Collection[T], work
 		if err != nil {
 			return err
 		}
-		if m := c.Meta(&v); revision != 0 && m.Revision != revision {
-			return errStale(c.Kind, m, revision)
+		if err := checkRevision(c, &v, revision); err != nil {
+			return err
 		}
 		if err := edit(tx, &v); err != nil {
 			return err
@@ -69,7 +79,11 @@ func change[T any](ctx context.Context, r *Registry, c store.Collection[T], work
 	return out, err
 }
 
-func errStale(kind string, m *atelier.Meta, revision int64) error {
-	return atelier.Errorf(atelier.Stale, "%s %q has changed: it is at revision %d, not %d", kind, m.Name, m.Revision, revision).
+func checkRevision[T any](c store.Collection[T], v *T, revision int64) error {
+	m := c.Meta(v)
+	if revision == 0 || m.Revision == revision {
+		return nil
+	}
+	return atelier.Errorf(atelier.Stale, "%s %q has changed: it is at revision %d, not %d", c.Kind, m.Name, m.Revision, revision).
 		WithRemedy("Read it again, and repeat the change on what it is now.")
 }

@@ -32,11 +32,12 @@ func (r *Registry) CreateWorkspace(ctx context.Context, w atelier.Workspace) (at
 		{Kind: atelier.ResourceVault, Provider: "builtin", Made: true},
 		{Kind: atelier.ResourceRegistry, Provider: "builtin", Made: false},
 	}
+	made := w
 	err := r.update(ctx, func(tx store.Tx) (err error) {
-		w, err = catalog.Workspaces.Insert(tx, "", "", w)
+		made, err = catalog.Workspaces.Insert(tx, "", "", w)
 		return err
 	})
-	return w, err
+	return made, err
 }
 
 // Workspace returns the workspace that ref, a name or an id, names.
@@ -54,7 +55,7 @@ func (r *Registry) Workspace(ctx context.Context, ref string) (w atelier.Workspa
 // ErrNoWorkspace is the NotFound error for a workspace that is not there, or not
 // there for the caller: the two must not be told apart.
 func ErrNoWorkspace(ref string) error {
-	return atelier.Errorf(atelier.NotFound, "there is no workspace %q", ref).
+	return atelier.Errorf(atelier.NotFound, "there is no workspace %.80q", ref).
 		WithRemedy("See 'atelier workspace list' for those that you may use.")
 }
 
@@ -70,34 +71,59 @@ func (r *Registry) UpdateWorkspace(ctx context.Context, id string, revision int6
 		})
 }
 
-// DeleteWorkspace removes an empty workspace. InUse tells what it still holds.
+// DeleteWorkspace removes a workspace that holds neither models nor devices, and
+// with it what is left in it: claims on uploaded content, and join tokens.
+// InUse tells what it still holds.
 func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int64) error {
 	return r.update(ctx, func(tx store.Tx) error {
 		w, err := catalog.Workspaces.Get(tx, "", id)
 		if err != nil {
 			return err
 		}
-		var held []string
-		one := store.Query{Workspace: id, Limit: 1}
-		models, err := catalog.Models.List(tx, one)
-		if err != nil {
+		if err := checkRevision(catalog.Workspaces, &w, revision); err != nil {
 			return err
 		}
-		devices, err := catalog.Devices.List(tx, one)
-		if err != nil {
+		if err := checkEmpty(tx, w); err != nil {
 			return err
 		}
-		if len(models) > 0 {
-			held = append(held, fmt.Sprintf("models (such as %q)", models[0].Name))
+		if err := deleteAll(tx, catalog.Blobs, id); err != nil {
+			return err
 		}
-		if len(devices) > 0 {
-			held = append(held, fmt.Sprintf("devices (such as %q)", devices[0].Name))
-		}
-		if len(held) > 0 {
-			return atelier.Errorf(atelier.InUse, "workspace %q still holds %s", w.Name, strings.Join(held, " and ")).
-				WithRemedy("Delete them first: 'atelier model delete', 'atelier device delete'.")
+		if err := deleteAll(tx, catalog.JoinTokens, id); err != nil {
+			return err
 		}
 		return catalog.Workspaces.Delete(tx, "", id, revision)
+	})
+}
+
+func checkEmpty(tx store.Tx, w atelier.Workspace) error {
+	one := store.Query{Workspace: w.ID, Limit: 1}
+	models, err := catalog.Models.List(tx, one)
+	if err != nil {
+		return err
+	}
+	devices, err := catalog.Devices.List(tx, one)
+	if err != nil {
+		return err
+	}
+	var held []string
+	if len(models) > 0 {
+		held = append(held, fmt.Sprintf("models (such as %q)", models[0].Name))
+	}
+	if len(devices) > 0 {
+		held = append(held, fmt.Sprintf("devices (such as %q)", devices[0].Name))
+	}
+	if len(held) == 0 {
+		return nil
+	}
+	return atelier.Errorf(atelier.InUse, "workspace %q still holds %s", w.Name, strings.Join(held, " and ")).
+		WithRemedy("Delete them first: 'atelier model delete', 'atelier device delete'.")
+}
+
+// deleteAll removes every resource of a kind from a workspace.
+func deleteAll[T any](tx store.Tx, c store.Collection[T], workspace string) error {
+	return c.Each(tx, store.Query{Workspace: workspace}, func(v T) error {
+		return c.Delete(tx, workspace, c.Meta(&v).ID, 0)
 	})
 }
 

@@ -17,7 +17,7 @@ type hubInfo struct {
 	Version     string     `json:"version" doc:"Version of the hub"`
 	Fingerprint string     `json:"fingerprint" doc:"SHA-256 of the authority's certificate"`
 	MQTT        string     `json:"mqtt" doc:"URL under which devices reach the broker"`
-	Caller      callerInfo `json:"caller" doc:"Who asks"`
+	Principal   callerInfo `json:"principal" doc:"Who asks"`
 }
 
 type callerInfo struct {
@@ -37,17 +37,17 @@ func (s *server) registerHub(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "get-hub", Method: http.MethodGet, Path: "/v1", Tag: "Hub",
-		Summary: "Describe the hub and the caller", Verb: "hub.show", Kind: "hub",
+		Summary: "Describe the hub and the caller", Verb: access.HubShow, Kind: "hub",
 	}, func(ctx context.Context, _ *struct{}) (*answer[hubInfo], error) {
 		p := access.PrincipalFrom(ctx)
 		return &answer[hubInfo]{hubInfo{
 			Version: s.hub.Version, Fingerprint: s.hub.Fingerprint, MQTT: s.hub.MQTT,
-			Caller: callerInfo{Kind: p.Kind, ID: p.ID, Name: p.Name, Role: p.Role, Workspace: p.Workspace},
+			Principal: callerInfo{Kind: p.Kind, ID: p.ID, Name: p.Name, Role: p.Role, Workspace: p.Workspace},
 		}}, nil
 	})
 	register(s, api, operation{
 		ID: "get-authority", Method: http.MethodGet, Path: "/v1/ca", Tag: "Hub", Public: true,
-		Summary: "Get the authority's certificate", Replies: []string{"application/x-pem-file"},
+		Summary: "Get the authority's certificate", Reply: "application/x-pem-file",
 	}, func(ctx context.Context, _ *struct{}) (*stream, error) {
 		return &stream{func(c huma.Context) {
 			c.SetHeader("Content-Type", "application/x-pem-file")

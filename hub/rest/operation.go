@@ -3,10 +3,11 @@ package rest
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -14,6 +15,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/registry"
 )
 
 // inWorkspace begins the path of everything that belongs to a workspace.
@@ -38,19 +40,24 @@ type operation struct {
 	Verb access.Verb
 	// Kind is the kind of the object, as package catalog calls it.
 	Kind string
-	// Object is the path parameter that names the object, "" for a collection.
+	// Object is the path parameter that names the object, "" for a collection;
+	// "model/number" where it takes two.
 	Object string
 	// Public routes ask neither for a credential nor for permission. They have no Verb.
 	Public bool
 
 	Status int            // of success; 200, or 204 without a body, unless set
 	Errors []atelier.Code // those that are particular to this route
-	// Watch lets the route answer the events of its Kind with ?watch=true.
+	// Watch lets the route answer the events of its Kind with ?watch=true; those of
+	// the one resource where Object names one.
 	Watch bool
-	// Stream routes read their body themselves, as it comes.
-	Stream bool
-	// Replies lists media types of the answer where it is not JSON.
-	Replies []string
+	// Stream routes read their body, of this media type, themselves as it comes;
+	// see Raw.
+	Stream string
+	// Reply is the media type of the answer where it is not JSON.
+	Reply string
+	// Ranges tells that parts of the answer can be asked for; see serveBlob.
+	Ranges bool
 }
 
 // WorkspaceParam is the part of an input that names the workspace.
@@ -79,16 +86,18 @@ func register[I, O any](s *server, api huma.API, op operation, handler func(cont
 		h.Middlewares = append(h.Middlewares, s.guard(op))
 	}
 	if op.Watch {
-		h.Middlewares = append(h.Middlewares, s.watch(op.Kind, op.Object))
+		h.Middlewares = append(h.Middlewares, s.watch(op))
 	}
-	if op.Method != http.MethodGet && op.Method != http.MethodHead && !op.Stream {
+	if op.Stream != "" {
+		h.RequestBody = &huma.RequestBody{Required: true, Content: binary(op.Stream)}
+	} else if op.Method != http.MethodGet && op.Method != http.MethodHead {
 		h.Middlewares = append(h.Middlewares, s.readBody)
 		if op.idempotent() {
 			h.Middlewares = append(h.Middlewares, s.idempotent)
 			h.Parameters = append(h.Parameters, idempotencyParam)
 		}
 	}
-	op.describeReplies(&h)
+	op.describeReply(&h)
 	huma.Register(api, h, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handler(ctx, in)
 		if err != nil {
@@ -101,7 +110,7 @@ func register[I, O any](s *server, api huma.API, op operation, handler func(cont
 // idempotent reports whether the route honours Idempotency-Key: every POST does
 // whose answer can be kept and whose caller is known.
 func (op operation) idempotent() bool {
-	return op.Method == http.MethodPost && !op.Public && !op.Stream && len(op.Replies) == 0
+	return op.Method == http.MethodPost && !op.Public && op.Stream == "" && op.Reply == ""
 }
 
 // statuses lists the HTTP statuses of the failures that the route may answer.
@@ -124,31 +133,31 @@ func (op operation) statuses() []int {
 	return slices.Compact(all)
 }
 
-// describeReplies tells OpenAPI of answers that are not JSON.
-func (op operation) describeReplies(h *huma.Operation) {
-	types := op.Replies
-	if op.Watch {
-		types = append(slices.Clone(types), sseType)
-	}
-	if len(types) == 0 {
+// describeReply tells OpenAPI of an answer that is not, or not only, JSON.
+func (op operation) describeReply(h *huma.Operation) {
+	var content map[string]*huma.MediaType
+	switch {
+	case op.Reply != "":
+		content = binary(op.Reply)
+	case op.Watch:
+		content = map[string]*huma.MediaType{
+			"application/json": {}, // huma fills in the schema
+			sseType:            {Schema: &huma.Schema{Type: huma.TypeString, Description: "Events, one JSON object after each data:"}},
+		}
+	default:
 		return
 	}
-	content := map[string]*huma.MediaType{}
-	for _, t := range types {
-		m := &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
-		if t == "application/octet-stream" {
-			m.Schema.Format = "binary"
-		}
-		content[t] = m
+	status := max(op.Status, http.StatusOK)
+	h.Responses = map[string]*huma.Response{strconv.Itoa(status): {Description: http.StatusText(status), Content: content}}
+	if op.Ranges {
+		h.Responses["206"] = &huma.Response{Description: "The part that the Range header asks for", Content: content}
+		h.Responses["416"] = &huma.Response{Description: "There is no such part"}
 	}
-	if len(op.Replies) == 0 {
-		content["application/json"] = &huma.MediaType{} // huma fills in the schema
-	}
-	status := op.Status
-	if status == 0 {
-		status = http.StatusOK
-	}
-	h.Responses = map[string]*huma.Response{fmt.Sprint(status): {Description: http.StatusText(status), Content: content}}
+}
+
+// binary is the content of a body or an answer that is no JSON.
+func binary(mediaType string) map[string]*huma.MediaType {
+	return map[string]*huma.MediaType{mediaType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}
 }
 
 // guard asks access before anything else happens.
@@ -156,7 +165,11 @@ func (s *server) guard(op operation) func(huma.Context, func(huma.Context)) {
 	return func(c huma.Context, next func(huma.Context)) {
 		object := access.Object{Kind: op.Kind}
 		if op.Object != "" {
-			object.ID = c.Param(op.Object)
+			params := strings.Split(op.Object, "/")
+			for i, p := range params {
+				params[i] = c.Param(p)
+			}
+			object.ID = strings.Join(params, "/")
 		}
 		ctx, err := s.allow(c.Context(), op.Verb, c.Param("ws"), object)
 		if err != nil {
@@ -189,8 +202,8 @@ func (s *server) allow(ctx context.Context, verb access.Verb, ws string, object 
 		object.ID = w.ID
 	}
 	err = s.access.Authorize(ctx, verb, object)
-	if err != nil && p.Workspace != "" && p.Workspace != w.ID && atelier.CodeOf(err) == atelier.Forbidden {
-		err = errNoWorkspace(ws)
+	if err != nil && p.Workspace != "" && p.Workspace != w.ID {
+		err = registry.ErrNoWorkspace(ws)
 	}
 	return context.WithValue(ctx, workspaceKey, w), err
 }

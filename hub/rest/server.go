@@ -1,7 +1,6 @@
 package rest
 
 import (
-	"context"
 	"crypto/rand"
 	"log/slog"
 	"net/http"
@@ -18,18 +17,10 @@ import (
 	"github.com/atelier-edge/atelier/hub/store"
 )
 
-// Access is what this package needs of access.Authority.
-type Access interface {
-	// Authenticate returns whose credential secret is; Unauthenticated for nobody's.
-	Authenticate(ctx context.Context, secret string) (access.Principal, error)
-	// Authorize decides whether the caller of ctx may do verb to object; Forbidden otherwise.
-	Authorize(ctx context.Context, verb access.Verb, object access.Object) error
-}
-
 // Config says what the API serves. Every field is required unless it says otherwise.
 type Config struct {
 	Store    store.Store
-	Access   Access
+	Access   *access.Authority
 	Registry *registry.Registry
 	Hub      Hub
 	Log      *slog.Logger
@@ -48,7 +39,7 @@ type Hub struct {
 
 type server struct {
 	store        store.Store
-	access       Access
+	access       *access.Authority
 	registry     *registry.Registry
 	hub          Hub
 	log          *slog.Logger
@@ -63,6 +54,11 @@ type server struct {
 // end its base context when it shuts down, since watches last as long as their
 // requests; and should set no WriteTimeout, which would cut long downloads.
 func New(c Config) http.Handler {
+	h, _ := build(c)
+	return h
+}
+
+func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
 		store: c.Store, access: c.Access, registry: c.Registry, hub: c.Hub, log: c.Log,
@@ -75,13 +71,19 @@ func New(c Config) http.Handler {
 		s.heartbeat = 15 * time.Second
 	}
 	s.routes(humago.New(s.mux, openAPI(c.Hub.Version)))
-	return s.observe(secure(sameOrigin(s.authenticate(problems(s.mux)))))
+	return s.observe(secure(sameOrigin(s.authenticate(problems(s.mux))))), s
 }
 
 // routes lists every part of the API: one line each.
 func (s *server) routes(api huma.API) {
 	s.registerHub(api)
+	s.registerTokens(api)
 	s.registerWorkspaces(api)
+	s.registerBlobs(api)
+	s.registerModels(api)
+	s.registerVersions(api)
+	s.registerRuntimes(api)
+	s.registerEvents(api)
 	s.registerDocs(api)
 }
 

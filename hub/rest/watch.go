@@ -12,6 +12,9 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
 )
 
@@ -29,20 +32,23 @@ type WatchParams struct {
 }
 
 // watch answers a request with ?watch=true or Accept: text/event-stream by the
-// events of kind ("" for all kinds), those of the resource that the path
-// parameter names where object is not "", until the caller goes.
-func (s *server) watch(kind, object string) func(huma.Context, func(huma.Context)) {
+// events of the route's kind (of all kinds for the kind "event"), only those of
+// its object where it has one, until the caller goes.
+func (s *server) watch(op operation) func(huma.Context, func(huma.Context)) {
 	return func(c huma.Context, next func(huma.Context)) {
 		if c.Query("watch") != "true" && !strings.HasPrefix(c.Header("Accept"), sseType) {
 			next(c)
 			return
 		}
-		q := store.EventQuery{Workspace: workspaceOf(c.Context()), Kind: kind, Limit: sseBatch}
-		if kind == "" { // the routes of events themselves
-			q.Kind, q.ID = c.Query("kind"), c.Query("id")
+		q := store.EventQuery{Workspace: workspaceOf(c.Context()), Kind: op.Kind, Limit: sseBatch}
+		if op.Kind == kindEvent {
+			q.Kind, q.ID, q.AnyWorkspace = c.Query("kind"), c.Query("id"), q.Workspace == ""
 		}
-		if object != "" {
-			id, err := s.resolveID(c, kind, q.Workspace, c.Param(object))
+		if p := access.PrincipalFrom(c.Context()); p.Workspace != "" && q.Workspace == "" && op.Kind == catalog.Workspaces.Kind {
+			q.ID = p.Workspace // of the others a bound caller hears nothing
+		}
+		if op.Object != "" {
+			id, err := s.resolveID(c, op, q.Workspace)
 			if err != nil {
 				fail(c, err)
 				return
@@ -53,9 +59,15 @@ func (s *server) watch(kind, object string) func(huma.Context, func(huma.Context
 	}
 }
 
-// resolveID returns the id of the resource of kind that ref names.
-func (s *server) resolveID(c huma.Context, kind, workspace, ref string) (id string, err error) {
+// resolveID returns the id of the resource that the path names.
+func (s *server) resolveID(c huma.Context, op operation, workspace string) (id string, err error) {
+	kind, ref := op.Kind, c.Param(op.Object)
 	err = s.store.View(c.Context(), func(tx store.Tx) error {
+		if kind == catalog.Versions.Kind {
+			_, v, err := registry.FindVersion(tx, workspace, c.Param("model"), c.Param("number"))
+			id = v.ID
+			return err
+		}
 		get := func() (store.Resource, error) { return tx.Find(kind, workspace, "", ref) }
 		if atelier.IsID(ref) {
 			get = func() (store.Resource, error) { return tx.Get(kind, workspace, ref) }

@@ -13,8 +13,6 @@ import (
 	"github.com/atelier-edge/atelier/hub/store"
 )
 
-func errNoWorkspace(ref string) error { return registry.ErrNoWorkspace(ref) }
-
 type newWorkspace struct {
 	Name        string            `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
 	Description string            `json:"description,omitempty" maxLength:"4096"`
@@ -33,7 +31,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 	register(s, api, operation{
 		ID: "list-workspaces", Method: http.MethodGet, Path: "/v1/workspaces", Tag: tag,
 		Summary: "List workspaces", Description: "A caller that is bound to one workspace sees that one.",
-		Verb: "workspace.list", Kind: "workspace", Watch: true,
+		Verb: access.WorkspaceList, Kind: "workspace", Watch: true,
 	}, func(ctx context.Context, in *struct{ Paging }) (*list[atelier.Workspace], error) {
 		if own := access.PrincipalFrom(ctx).Workspace; own != "" {
 			w, err := s.registry.Workspace(ctx, own)
@@ -45,7 +43,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 		ID: "create-workspace", Method: http.MethodPost, Path: "/v1/workspaces", Tag: tag, Status: http.StatusCreated,
 		Summary:     "Create a workspace",
 		Description: "Its blob storage, insights and vault are made with it; its container registry comes with the first image.",
-		Verb:        "workspace.create", Kind: "workspace", Errors: []atelier.Code{atelier.Exists},
+		Verb:        access.WorkspaceCreate, Kind: "workspace", Errors: []atelier.Code{atelier.Exists},
 	}, func(ctx context.Context, in *struct{ Body newWorkspace }) (*resource[atelier.Workspace], error) {
 		w, err := s.registry.CreateWorkspace(ctx, atelier.Workspace{
 			Meta: atelier.Meta{Name: in.Body.Name}, Description: in.Body.Description, Tags: in.Body.Tags,
@@ -54,14 +52,14 @@ func (s *server) registerWorkspaces(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "get-workspace", Method: http.MethodGet, Path: inWorkspace, Tag: tag,
-		Summary: "Show a workspace", Verb: "workspace.show", Kind: "workspace",
+		Summary: "Show a workspace", Verb: access.WorkspaceShow, Kind: "workspace",
 	}, func(ctx context.Context, in *struct{ WorkspaceParam }) (*resource[atelier.Workspace], error) {
 		w, err := s.registry.Workspace(ctx, workspaceOf(ctx))
 		return resourceOf(w, err, meta)
 	})
 	register(s, api, operation{
 		ID: "update-workspace", Method: http.MethodPatch, Path: inWorkspace, Tag: tag,
-		Summary: "Change a workspace", Verb: "workspace.update", Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.Exists},
+		Summary: "Change a workspace", Verb: access.WorkspaceUpdate, Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.Exists},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam
 		IfMatch
@@ -77,7 +75,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 	register(s, api, operation{
 		ID: "delete-workspace", Method: http.MethodDelete, Path: inWorkspace, Tag: tag,
 		Summary: "Delete a workspace", Description: "Refused while it holds models or devices.",
-		Verb: "workspace.delete", Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.InUse},
+		Verb: access.WorkspaceDelete, Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.InUse},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam
 		IfMatchOptional
