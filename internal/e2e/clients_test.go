@@ -1,0 +1,72 @@
+package e2e
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestOtherPeoplesClients lets tritonclient and promtool use an endpoint and the
+// hub, unpatched.
+func TestOtherPeoplesClients(t *testing.T) {
+	t.Parallel()
+	triton, promtool := python(t), tool(t, "promtool")
+	w := newWorld(t)
+	w.atelier("workspace", "create", "plant")
+	w.registerRuntime()
+	w.atelier("model", "register", "digits", digits(2))
+	d := w.join("press-4", "site=a")
+	w.atelier("deploy", "digits", "--to", "site=a")
+	e := w.endpoint("digits")
+
+	t.Run("tritonclient", func(t *testing.T) {
+		out, errOut, err := run(t.Context(), nil, triton, "testdata/triton.py", d.gateway+"/digits", e.key,
+			filepath.Join(root, "examples", "digits", "held-out.json"))
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, out, errOut)
+		}
+		if !strings.Contains(out, "binary 588 of 599, JSON 588 of 599") {
+			t.Errorf("tritonclient says: %s", out)
+		}
+	})
+	t.Run("promtool", func(t *testing.T) {
+		var token struct{ Secret string }
+		w.asked(&token, "token", "create", "dashboard", "--role", "viewer", "--for", "plant")
+		config := filepath.Join(t.TempDir(), "http.yml")
+		text := fmt.Sprintf("basic_auth:\n  username: dashboard\n  password: %s\ntls_config:\n  ca_file: %s\n", token.Secret, w.authority(t))
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		server := url.URL{Scheme: "https", Host: w.listen, Path: "/w/plant/prometheus"}
+		eventually(t, 30*time.Second, func() error {
+			out, errOut, err := run(t.Context(), nil, promtool, "query", "instant", "--http.config.file", config, server.String(),
+				`sum by (endpoint, device) (atelier_endpoint_requests_total{endpoint="digits"})`)
+			if err != nil {
+				return fmt.Errorf("%w\n%s%s", err, out, errOut)
+			}
+			if !strings.Contains(out, `{device="press-4", endpoint="digits"} => `) {
+				return fmt.Errorf("promtool says: %s", out)
+			}
+			return nil
+		})
+	})
+}
+
+// authority writes the certificate of the hub's authority to a file.
+func (w *world) authority(t testing.TB) string {
+	t.Helper()
+	text := read(t, filepath.Join(w.dir, "atelier.toml"))
+	i, j := strings.Index(text, "-----BEGIN"), strings.LastIndex(text, "-----END")
+	if i < 0 || j < 0 {
+		t.Fatalf("no certificate in the contexts: %s", text)
+	}
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, []byte(text[i:j]+"-----END CERTIFICATE-----\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
