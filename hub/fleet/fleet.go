@@ -54,8 +54,10 @@ type TelemetrySink interface {
 	// the device may be told to have arrived. An error leaves the frame
 	// unacknowledged, so that the device sends it again.
 	Ingest(ctx context.Context, workspace string, device atelier.Device, frame []byte) (wire.Ack, error)
-	// Stored returns the last sequence that is stored of each stream of a device.
-	Stored(ctx context.Context, workspace, device string) (map[string]uint64, error)
+	// Acked returns the last sequence that is stored of each stream of a device.
+	Acked(device string) map[string]uint64
+	// Forget drops what is known of a device's streams, once it is deleted.
+	Forget(device string)
 }
 
 // Clock tells time and waits.

@@ -123,6 +123,9 @@ func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
 
 // forget removes what is kept of a device that was deleted.
 func (f *Fleet) forget(ctx context.Context, workspace, device string) error {
+	if f.telemetry != nil {
+		f.telemetry.Forget(device)
+	}
 	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
 		for _, kind := range []string{catalog.DesiredStates.Kind, catalog.ReportedStates.Kind} {
 			if err := tx.Delete(kind, workspace, device, 0); err != nil && !isNotFound(err) {
@@ -158,10 +161,10 @@ func (r *resolver) request(edit func()) {
 	}
 }
 
-// Resign makes every desired state of a workspace be signed with its present
+// Rotated makes every desired state of a workspace be signed with its present
 // key: after the key was replaced. Devices that have the new delegation accept
 // nothing that the old key signed.
-func (f *Fleet) Resign(workspace string) {
+func (f *Fleet) Rotated(workspace string) {
 	r := &f.resolver
 	r.request(func() {
 		if r.workspaces == nil {
@@ -187,32 +190,34 @@ func (f *Fleet) overtake(workspace, device string, p atelier.Position) {
 	})
 }
 
-// BeginEpoch begins a new epoch of desired states, so that devices take what
-// comes now for newer than all they ever got: for a hub that was restored from a
-// backup, and may have sent states that the backup does not know of.
-func (f *Fleet) BeginEpoch(ctx context.Context) error {
-	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
-		state, err := f.fleetState(tx)
-		if err != nil {
+// NewEpoch begins a new epoch of desired states and returns it, so that devices
+// take what comes now for newer than all they ever got: for a hub that was
+// restored from a backup, and may have sent states that the backup does not know of.
+func NewEpoch(ctx context.Context, s store.Store) (uint64, error) {
+	var state catalog.Fleet
+	err := s.Update(ctx, asHub, func(tx store.Tx) (err error) {
+		now := time.Now()
+		if state, err = fleetState(tx, now); err != nil {
 			return err
 		}
-		state.Epoch = max(state.Epoch+1, f.newEpoch())
-		_, err = catalog.Fleets.Update(tx, "", state)
+		state.Epoch = max(state.Epoch+1, epochAt(now))
+		state, err = catalog.Fleets.Update(tx, "", state)
 		return err
 	})
+	return state.Epoch, err
 }
 
-// newEpoch is the time in milliseconds: a hub that is set up anew begins after
+// epochAt is the time in milliseconds: a hub that is set up anew begins after
 // everything that the one before it sent.
-func (f *Fleet) newEpoch() uint64 { return uint64(f.clock.Now().UnixMilli()) }
+func epochAt(now time.Time) uint64 { return uint64(now.UnixMilli()) }
 
 const fleetName = "fleet"
 
 // fleetState returns what all devices have in common, made with the first use.
-func (f *Fleet) fleetState(tx store.Tx) (catalog.Fleet, error) {
+func fleetState(tx store.Tx, now time.Time) (catalog.Fleet, error) {
 	state, err := catalog.Fleets.Find(tx, "", "", fleetName)
 	if isNotFound(err) {
-		return catalog.Fleets.Insert(tx, "", "", catalog.Fleet{Meta: atelier.Meta{Name: fleetName}, Epoch: f.newEpoch()})
+		return catalog.Fleets.Insert(tx, "", "", catalog.Fleet{Meta: atelier.Meta{Name: fleetName}, Epoch: epochAt(now)})
 	}
 	return state, err
 }
@@ -326,7 +331,7 @@ func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer tr
 	}
 	var epoch uint64
 	if write {
-		state, err := f.fleetState(tx)
+		state, err := fleetState(tx, f.clock.Now())
 		if err != nil {
 			return nil, err
 		}

@@ -139,11 +139,9 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 	}
 	f.changed(p.device, desired.Position)
 
-	stored := map[string]uint64(nil)
+	var stored map[string]uint64
 	if f.telemetry != nil {
-		if stored, err = f.telemetry.Stored(ctx, p.workspace, p.device); err != nil {
-			return err
-		}
+		stored = f.telemetry.Acked(p.device)
 	}
 	if err := f.sendTrust(ctx, p.workspace, p.device, h.RootVersion, h.DelegationVersion); err != nil {
 		return err

@@ -24,6 +24,7 @@ const (
 	connectTimeout   = 15 * time.Second       // for the TLS handshake and CONNECT
 	writeTimeout     = 30 * time.Second       // for one packet to a stalled reader
 	maxKeepAlive     = 10 * time.Minute
+	linger           = 100 * time.Millisecond // before a connection is cut
 )
 
 // EmbeddedConfig says how the embedded broker listens.
@@ -262,8 +263,13 @@ func (e *Embedded) Publish(_ context.Context, topic string, payload []byte) erro
 	return nil
 }
 
-// Disconnect implements Bus.
-func (e *Embedded) Disconnect(_ context.Context, device string) error {
+// Disconnect implements Bus. What was published to the device just before, to
+// tell it why, gets a moment to leave.
+func (e *Embedded) Disconnect(ctx context.Context, device string) error {
+	select {
+	case <-ctx.Done():
+	case <-time.After(linger):
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for c := range e.conns {

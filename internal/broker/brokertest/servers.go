@@ -3,7 +3,6 @@ package brokertest
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +14,11 @@ import (
 	"time"
 )
 
+// Files writes what a broker needs into a directory: the authority's certificate
+// as ca.pem, and a certificate for localhost and 127.0.0.1 with its key as
+// server.pem and server.key, readable by all.
+type Files interface{ Files(dir string) }
+
 // Server is a broker of another project that runs for a test.
 type Server struct {
 	URL string // for devices and hub, "ssl://127.0.0.1:PORT"
@@ -22,12 +26,11 @@ type Server struct {
 	t       testing.TB
 	command []string
 	address string
-	probe   *tls.Config
 	stop    func()
 }
 
 // Mosquitto starts Debian's mosquitto as docs/brokers.md says.
-func Mosquitto(t testing.TB, pki *PKI) *Server {
+func Mosquitto(t testing.TB, pki Files) *Server {
 	binary := find(t, "mosquitto")
 	dir, address := worldReadable(t), freeAddress(t)
 	pki.Files(dir)
@@ -39,12 +42,12 @@ func Mosquitto(t testing.TB, pki *PKI) *Server {
 		"/etc/mosquitto/atelier", dir,
 	).Replace(fence(t, "mosquitto.conf"))
 	write(t, filepath.Join(dir, "mosquitto.conf"), conf)
-	return start(t, pki, address, binary, "-c", filepath.Join(dir, "mosquitto.conf"))
+	return start(t, address, binary, "-c", filepath.Join(dir, "mosquitto.conf"))
 }
 
 // NATS starts Debian's nats-server as docs/brokers.md says. NATS takes no
 // pattern with the client's name, so it must be told every device beforehand.
-func NATS(t testing.TB, pki *PKI, devices ...string) *Server {
+func NATS(t testing.TB, pki Files, devices ...string) *Server {
 	binary := find(t, "nats-server")
 	dir, address := worldReadable(t), freeAddress(t)
 	pki.Files(dir)
@@ -61,11 +64,11 @@ func NATS(t testing.TB, pki *PKI, devices ...string) *Server {
 		"listen: 127.0.0.1:4222", "listen: "+freeAddress(t),
 	).Replace(fence(t, "nats.conf"))
 	write(t, filepath.Join(dir, "nats.conf"), conf)
-	return start(t, pki, address, binary, "-c", filepath.Join(dir, "nats.conf"))
+	return start(t, address, binary, "-c", filepath.Join(dir, "nats.conf"))
 }
 
-func start(t testing.TB, pki *PKI, address string, command ...string) *Server {
-	s := &Server{URL: "ssl://" + address, t: t, address: address, command: command, probe: pki.Client("probe")}
+func start(t testing.TB, address string, command ...string) *Server {
+	s := &Server{URL: "ssl://" + address, t: t, address: address, command: command}
 	s.Start()
 	t.Cleanup(func() { s.Stop() })
 	return s
