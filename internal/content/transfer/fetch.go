@@ -266,7 +266,7 @@ func (f *fetch) wanting(now time.Time) []byte {
 			f.tries++
 		}
 		f.begin(now)
-	case f.credit < f.total && f.credit-f.sent <= f.win.size()/2:
+	case f.credit < f.total && f.sent+f.win.size()-f.credit >= f.win.step():
 		f.credit = min(f.total, f.sent+f.win.size())
 	default:
 		return nil

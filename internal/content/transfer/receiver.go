@@ -108,45 +108,39 @@ func (r *Receiver) Fetch(ctx context.Context, file atelier.File, progress func(d
 	case <-ctx.Done():
 		return ended(ctx, file)
 	}
-	err := r.fetch(ctx, file, progress)
-	if errors.Is(err, errWholeWrong) {
-		// Every chunk was as the peer said, and yet all of it is wrong: once more.
-		err = r.fetch(ctx, file, progress)
+	again, err := r.fetch(ctx, file, progress)
+	if again {
+		_, err = r.fetch(ctx, file, progress)
 	}
 	return err
 }
 
-// errWholeWrong marks content that is wrong as a whole; nothing of it was kept.
-var errWholeWrong = errors.New("the content as a whole is wrong")
-
-func (r *Receiver) fetch(ctx context.Context, file atelier.File, progress func(int64)) (err error) {
+// fetch says again where every chunk was as the peer said, and yet the content as
+// a whole was wrong. Nothing of it was kept then.
+func (r *Receiver) fetch(ctx context.Context, file atelier.File, progress func(int64)) (again bool, err error) {
 	in, err := r.ingest(ctx, file)
 	if atelier.CodeOf(err) == atelier.Exists {
 		if err := r.store.Keep(file.Digest); err != nil {
-			return err
+			return false, err
 		}
 		report(progress, file.Size)
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 
-	f := newFetch(in, file, r.opts)
-	if err := r.run(ctx, f, progress); err != nil {
-		return err
+	if err := r.run(ctx, newFetch(in, file, r.opts), progress); err != nil {
+		return false, err
 	}
 	if _, err := in.Commit(ctx); err != nil {
-		if atelier.CodeOf(err) == atelier.Corrupt {
-			return atelier.Errorf(atelier.Corrupt, "%w: %w", errWholeWrong, err)
-		}
 		if ctx.Err() != nil {
-			return ended(ctx, file)
+			err = ended(ctx, file)
 		}
-		return err
+		return atelier.CodeOf(err) == atelier.Corrupt, err
 	}
-	return nil
+	return false, nil
 }
 
 // ingest begins or resumes; where another Fetch is at the same content it waits.

@@ -19,6 +19,7 @@ const (
 	slack        = 100 * time.Millisecond
 	sampleTime   = 10 * time.Millisecond
 	shortestWait = 2 * time.Second
+	firstWait    = 8 * time.Second // before anything came: the line may be slow
 	longestWait  = 30 * time.Second
 )
 
@@ -28,10 +29,17 @@ func (w *window) size() int64 {
 	return max(2*w.frame, min(n, w.most))
 }
 
+// step returns by how much the credit must have fallen behind to be worth a want:
+// little, since what is on its way between two wants should stay near size.
+func (w *window) step() int64 { return max(w.frame, w.size()/8) }
+
 // patience returns how long nothing new may come before something is taken for
 // lost, when that has happened tries times in a row already.
 func (w *window) patience(tries int) time.Duration {
 	d := max(shortestWait, 4*w.trip)
+	if w.trip == 0 {
+		d = firstWait
+	}
 	if w.rate > 0 {
 		// On a slow line a single frame takes its time.
 		if t := 4 * float64(w.frame) / w.rate; t < longestWait.Seconds() {
