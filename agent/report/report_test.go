@@ -1,0 +1,129 @@
+package report
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// bench is a reporter with a hub that answers when the test says so.
+type bench struct {
+	*Reporter
+	sent   chan atelier.ReportedState
+	silent atomic.Int64
+	agent  atomic.Value // what the picture shows
+}
+
+func start(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{sent: make(chan atelier.ReportedState, 1000)}
+	b.agent.Store("first")
+	b.Reporter = New(Options{
+		Snapshot: func() atelier.ReportedState { return atelier.ReportedState{Agent: b.agent.Load().(string)} },
+		Send:     func(_ context.Context, r atelier.ReportedState) error { b.sent <- r; return nil },
+		Silent:   func() { b.silent.Add(1) },
+		Times:    DefaultTimes,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { b.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return b
+}
+
+func TestReportsAtMostOnceASecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.Begin("s")
+		began := time.Now()
+		for time.Since(began) < 10*time.Second {
+			b.Changed()
+			time.Sleep(10 * time.Millisecond)
+			if n := len(b.sent); n > 0 {
+				r := <-b.sent
+				b.Acked(r.Session, r.Sequence)
+			}
+		}
+		synctest.Wait()
+		b.mu.Lock()
+		n := b.sequence
+		b.mu.Unlock()
+		if n < 9 || n > 11 {
+			t.Errorf("%d reports in 10 s", n)
+		}
+	})
+}
+
+func TestRepeatsUntilAcknowledgedWithTheNewestPicture(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.Begin("s")
+		first := <-b.sent
+		b.agent.Store("second") // nobody said that it changed
+		second := <-b.sent
+		if second.Sequence <= first.Sequence || second.Agent != "second" || second.Session != "s" {
+			t.Errorf("the repetition is %+v", second)
+		}
+		b.Acked("other", second.Sequence)
+		third := <-b.sent
+		b.Acked("s", third.Sequence)
+		synctest.Wait()
+		time.Sleep(5 * time.Minute)
+		if len(b.sent) != 0 {
+			t.Error("an acknowledged report is repeated")
+		}
+		time.Sleep(10 * time.Minute)
+		if len(b.sent) == 0 {
+			t.Error("no picture is made from time to time")
+		}
+	})
+}
+
+func TestTellsOfASilentHub(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.Begin("s")
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if b.silent.Load() == 0 {
+			t.Error("a silent hub was not noticed")
+		}
+		if n := len(b.sent); n > 25 {
+			t.Errorf("%d repetitions in 10 minutes", n)
+		}
+	})
+}
+
+func TestNothingWithoutASession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.Changed()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(b.sent) != 0 {
+			t.Error("a report without a session")
+		}
+		b.Begin("a")
+		r := <-b.sent
+		b.Acked("a", r.Sequence)
+		b.End()
+		b.Changed()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(b.sent) != 0 {
+			t.Error("a report after the session")
+		}
+		b.Begin("b")
+		if r := <-b.sent; r.Session != "b" {
+			t.Errorf("the session is %q", r.Session)
+		}
+	})
+}
