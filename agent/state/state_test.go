@@ -385,3 +385,24 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+func TestARevocationIsOfOneDevice(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	if r, err := b.store.Revoked(); r != nil || err != nil {
+		t.Fatalf("got %v, %v", r, err)
+	}
+	if err := b.store.Revoke(wire.Revoked{Reason: "stolen"}); err != nil {
+		t.Fatal(err)
+	}
+	b.disk.Restart(nil)
+	b.open()
+	if r, err := b.store.Revoked(); err != nil || r == nil || r.Reason != "stolen" {
+		t.Errorf("after a power cut: %v, %v", r, err)
+	}
+	b.device = atelier.NewID()
+	b.open()
+	if r, err := b.store.Revoked(); r != nil || err != nil {
+		t.Errorf("a device that joined anew is revoked: %v, %v", r, err)
+	}
+}
