@@ -34,16 +34,24 @@ func (r *Registry) CreateModel(ctx context.Context, workspace string, m atelier.
 // Model returns a model.
 func (r *Registry) Model(ctx context.Context, workspace, ref string) (m atelier.Model, err error) {
 	err = r.store.View(ctx, func(tx store.Tx) error {
-		m, err = catalog.Models.Resolve(tx, workspace, "", ref)
+		m, err = findModel(tx, workspace, ref)
 		return err
 	})
+	return m, err
+}
+
+func findModel(tx store.Tx, workspace, ref string) (atelier.Model, error) {
+	m, err := catalog.Models.Resolve(tx, workspace, "", ref)
+	if atelier.CodeOf(err) == atelier.NotFound {
+		err = atelier.Errorf(atelier.NotFound, "there is no model %.80q", ref).WithRemedy("See 'atelier model list' for those that there are.")
+	}
 	return m, err
 }
 
 // UpdateModel changes a model whose revision is the given one, 0 for any.
 func (r *Registry) UpdateModel(ctx context.Context, workspace, ref string, revision int64, c ModelChange) (atelier.Model, error) {
 	return change(ctx, r, catalog.Models, workspace, revision,
-		func(tx store.Tx) (atelier.Model, error) { return catalog.Models.Resolve(tx, workspace, "", ref) },
+		func(tx store.Tx) (atelier.Model, error) { return findModel(tx, workspace, ref) },
 		func(_ store.Tx, m *atelier.Model) error {
 			set(&m.Description, c.Description)
 			set(&m.Framework, c.Framework)
@@ -56,7 +64,7 @@ func (r *Registry) UpdateModel(ctx context.Context, workspace, ref string, revis
 // deployed, telling by what; then nothing is removed.
 func (r *Registry) DeleteModel(ctx context.Context, workspace, ref string, revision int64) error {
 	return r.update(ctx, func(tx store.Tx) error {
-		m, err := catalog.Models.Resolve(tx, workspace, "", ref)
+		m, err := findModel(tx, workspace, ref)
 		if err != nil {
 			return err
 		}

@@ -95,7 +95,8 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 		v.Kind = atelier.VariantONNX
 	}
 	if v.Kind != atelier.VariantONNX {
-		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q is", v.Kind, atelier.VariantONNX).WithField("kind")
+		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q is", v.Kind, atelier.VariantONNX).
+			WithField("kind").WithRemedy("Export the model to ONNX, and register that.")
 	}
 	if err := checkPaths(v.Files); err != nil {
 		return v, err
@@ -147,7 +148,7 @@ func (r *Registry) Version(ctx context.Context, workspace, model, ref string) (v
 
 // FindVersion returns a model, and its version by number, id or Latest, within a transaction.
 func FindVersion(tx store.Tx, workspace, model, ref string) (atelier.Model, atelier.Version, error) {
-	m, err := catalog.Models.Resolve(tx, workspace, "", model)
+	m, err := findModel(tx, workspace, model)
 	if err != nil {
 		return m, atelier.Version{}, err
 	}

@@ -143,7 +143,10 @@ func humaProblem(ctx context.Context, status int, msg string, errs []error) *Pro
 	if len(details) > 0 {
 		p.describe(details)
 	}
-	if p.Code == atelier.Invalid {
+	switch p.Code {
+	case atelier.Unsupported:
+		p.Remedy = "Send and accept application/json."
+	case atelier.Invalid:
 		p.Remedy = "Compare the request with /openapi.json."
 	}
 	return p.complete(ctx)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,7 @@ type server struct {
 	now          func() time.Time
 	heartbeat    time.Duration
 	mux          *http.ServeMux
+	api          huma.API
 	boot         string // names this run of the hub
 	reservations atomic.Int64
 }
@@ -70,7 +72,8 @@ func build(c Config) (http.Handler, *server) {
 	if s.heartbeat == 0 {
 		s.heartbeat = 15 * time.Second
 	}
-	s.routes(humago.New(s.mux, openAPI(c.Hub.Version)))
+	s.api = humago.New(pathMux{s.mux}, openAPI(c.Hub.Version))
+	s.routes(s.api)
 	return s.observe(secure(sameOrigin(s.authenticate(problems(s.mux))))), s
 }
 
@@ -85,6 +88,17 @@ func (s *server) routes(api huma.API) {
 	s.registerRuntimes(api)
 	s.registerEvents(api)
 	s.registerDocs(api)
+}
+
+// pathMux lets a last parameter {path} take all that remains of a path, which
+// net/http writes {path...} and OpenAPI has no word for.
+type pathMux struct{ *http.ServeMux }
+
+func (m pathMux) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Request)) {
+	if head, ok := strings.CutSuffix(pattern, "/{path}"); ok {
+		pattern = head + "/{path...}"
+	}
+	m.ServeMux.HandleFunc(pattern, h)
 }
 
 // openAPI is the document that register adds operations to.

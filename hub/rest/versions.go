@@ -115,7 +115,7 @@ func (s *server) registerVersions(api huma.API) {
 		return nil, s.registry.DeleteVersion(ctx, workspaceOf(ctx), in.Model, in.Number, revision)
 	})
 	register(s, api, operation{
-		ID: "download-file", Method: http.MethodGet, Path: versionPath + "/files/{path...}", Tag: tag,
+		ID: "download-file", Method: http.MethodGet, Path: versionPath + "/files/{path}", Tag: tag,
 		Summary: "Download a file of a version", Reply: octets, Ranges: true,
 		Verb: access.ModelDownload, Kind: kind, Object: "model/number",
 	}, func(ctx context.Context, in *struct {
