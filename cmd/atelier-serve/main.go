@@ -1,0 +1,191 @@
+// Command atelier-serve is the model server of one module: ONNX Runtime behind
+// Open Inference Protocol v2 and POST /score.
+//
+// It exits with 65 where the model cannot be loaded and 69 where the runtime
+// cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), the reason on the last line of
+// its standard error. On SIGTERM it finishes the requests that it has.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/atelier-edge/atelier/serving"
+	"github.com/atelier-edge/atelier/serving/onnxruntime"
+)
+
+// The exit codes.
+const (
+	exitFailed  = 1
+	exitUsage   = 2
+	exitModel   = 65
+	exitRuntime = 69
+)
+
+// version is set by the build.
+var version = "dev"
+
+// drainTime is how long requests may take to finish once the end was asked for.
+const drainTime = 30 * time.Second
+
+type config struct {
+	name, version, model, runtime, listen string
+	threads, concurrency                  int
+	spin                                  bool
+	maxBody                               int64
+}
+
+// exitError carries the exit code of a failure.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	cfg, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		err = run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, strings.ReplaceAll(err.Error(), "\n", " "))
+		code := exitFailed
+		var exit *exitError
+		if errors.As(err, &exit) {
+			code = exit.code
+		}
+		os.Exit(code)
+	}
+}
+
+func parse(args []string) (config, error) {
+	var c config
+	flags := flag.NewFlagSet("atelier-serve", flag.ContinueOnError)
+	flags.StringVar(&c.name, "name", "", "the model's `NAME`, part of its URLs")
+	flags.StringVar(&c.version, "version", "1", "the model's version, a `NUMBER`")
+	flags.StringVar(&c.model, "model", "", "the ONNX `FILE`")
+	flags.StringVar(&c.runtime, "runtime", "", "ONNX Runtime's shared library, a `FILE`")
+	flags.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`ADDRESS` to answer on: host:port, or unix:PATH")
+	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor)")
+	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
+	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
+	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
+	if err := flags.Parse(args); err != nil {
+		return c, &exitError{exitUsage, err}
+	}
+	for name, value := range map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime} {
+		if value == "" {
+			return c, &exitError{exitUsage, fmt.Errorf("%s is missing; see atelier-serve --help", name)}
+		}
+	}
+	if flags.NArg() > 0 {
+		return c, &exitError{exitUsage, fmt.Errorf("%q is no option; see atelier-serve --help", flags.Arg(0))}
+	}
+	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
+		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
+	}
+	return c, nil
+}
+
+// run serves until ctx ends and the last request is answered.
+func run(ctx context.Context, c config, log *slog.Logger) error {
+	handler := serving.NewHandler(c.name, c.version, version, c.maxBody, log)
+	listener, err := listen(c.listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", c.listen, err)
+	}
+	server := &http.Server{
+		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	model, err := load(ctx, c, log)
+	if err != nil {
+		return errors.Join(err, server.Close())
+	}
+	handler.SetReady(model)
+	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
+	select {
+	case err = <-served:
+		err = fmt.Errorf("stopped listening: %w", err)
+	case <-ctx.Done():
+		log.Info("stopping")
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		if err = server.Shutdown(grace); err != nil {
+			// Freeing the model under a request would crash; the end of the process frees it.
+			return fmt.Errorf("requests were still in progress after %v: %w", drainTime, err)
+		}
+	}
+	return errors.Join(err, model.Engine.Close())
+}
+
+// load loads the runtime and the model, and warms it.
+func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, error) {
+	library, err := onnxruntime.Load(c.runtime)
+	if err != nil {
+		return nil, &exitError{exitRuntime, err}
+	}
+	begin := time.Now()
+	engine, err := library.Open(c.model, onnxruntime.Options{Threads: c.threads, Spin: c.spin})
+	if err != nil {
+		return nil, &exitError{exitModel, err}
+	}
+	for _, name := range engine.Skipped() {
+		log.Warn("an output is no tensor and cannot be asked for", "output", name)
+	}
+	concurrency := c.concurrency
+	if concurrency == 0 {
+		concurrency = 2 * runtime.NumCPU()
+	}
+	model := serving.NewModel(c.name, c.version, engine, concurrency)
+	loaded := time.Now()
+	if err := model.Warm(ctx); err != nil {
+		log.Warn("the model does not take zeros; it starts cold", "error", err)
+	}
+	log.Info("loaded", "runtime", library.Version(), "load", loaded.Sub(begin), "warm", time.Since(loaded))
+	return model, nil
+}
+
+// listen opens address. A socket that a former process left behind is taken over;
+// one on which somebody answers is not.
+func listen(address string) (net.Listener, error) {
+	path, unix := strings.CutPrefix(address, "unix:")
+	if !unix {
+		return net.Listen("tcp", address)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		_ = conn.Close() // nothing was sent
+		return nil, fmt.Errorf("another process answers on %s", path)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return listener, os.Chmod(path, 0o600)
+}

@@ -1,0 +1,283 @@
+package serving
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// The form of an inference request and its answer, as Open Inference Protocol v2
+// (github.com/kserve/open-inference-protocol, inference_rest.md) and its binary
+// tensor data extension (triton-inference-server/server, extension_binary_data.md)
+// have it.
+type (
+	inferRequest struct {
+		ID         string          `json:"id"`
+		Parameters map[string]any  `json:"parameters"`
+		Inputs     []requestInput  `json:"inputs"`
+		Outputs    []requestOutput `json:"outputs"`
+	}
+	requestInput struct {
+		Name       string          `json:"name"`
+		Shape      []int64         `json:"shape"`
+		Datatype   string          `json:"datatype"`
+		Parameters map[string]any  `json:"parameters"`
+		Data       json.RawMessage `json:"data"`
+	}
+	requestOutput struct {
+		Name       string         `json:"name"`
+		Parameters map[string]any `json:"parameters"`
+	}
+	responseOutput struct {
+		Name       string          `json:"name"`
+		Datatype   Datatype        `json:"datatype"`
+		Shape      []int64         `json:"shape"`
+		Parameters map[string]any  `json:"parameters,omitempty"`
+		Data       json.RawMessage `json:"data,omitempty"`
+	}
+	inferResponse struct {
+		ModelName    string           `json:"model_name"`
+		ModelVersion string           `json:"model_version,omitempty"`
+		ID           string           `json:"id,omitempty"`
+		Outputs      []responseOutput `json:"outputs"`
+	}
+)
+
+// decodeJSON reads exactly one JSON value into v and refuses fields that v does
+// not have. The error says what is wrong and where.
+func decodeJSON(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err == nil {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
+			return nil
+		}
+		return atelier.Errorf(atelier.Invalid, "the body goes on after its JSON ends, at byte %d", d.InputOffset())
+	}
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		at := max(0, min(int(syntax.Offset)-1, len(data)))
+		near := data[at:min(at+20, len(data))]
+		e := atelier.Errorf(atelier.Invalid, "the body is not JSON: %v at byte %d, near %.20q", syntax, syntax.Offset, near)
+		if bytes.HasPrefix(near, []byte("N")) || bytes.HasPrefix(near, []byte("I")) {
+			e.WithRemedy("JSON has no NaN and no infinity; send such tensors in binary form.")
+		}
+		return e
+	case errors.As(err, &kind):
+		return atelier.Errorf(atelier.Invalid, "%s is a %s, expected was %s", kind.Field, kind.Value, jsonKind(kind)).WithField(kind.Field)
+	case errors.Is(err, io.EOF):
+		return atelier.Errorf(atelier.Invalid, "the body is empty, a JSON object was expected")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return atelier.Errorf(atelier.Invalid, "the body ends in the middle of its JSON, after %d bytes", len(data))
+	}
+	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return atelier.Errorf(atelier.Invalid, "the body has a field %s that is not known here", name).WithField(strings.Trim(name, `"`))
+	}
+	return atelier.Errorf(atelier.Invalid, "the body cannot be read: %w", err)
+}
+
+func jsonKind(e *json.UnmarshalTypeError) string {
+	switch e.Type.Kind().String() {
+	case "slice":
+		return "a list"
+	case "struct", "map":
+		return "an object"
+	case "int64":
+		return "a whole number"
+	}
+	return "a " + e.Type.Kind().String()
+}
+
+// decodeInfer reads a request: its JSON, then the binary tensors that follow it.
+func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) {
+	var req inferRequest
+	if err := decodeJSON(head, &req); err != nil {
+		return nil, nil, err
+	}
+	specs := m.Engine.Signature().Inputs
+	tensors, came := make([]Tensor, len(specs)), make([]bool, len(specs))
+	for i := range req.Inputs {
+		in := &req.Inputs[i]
+		field := fmt.Sprintf("inputs[%d]", i)
+		at, err := m.input(in.Name, field+".name")
+		if err != nil {
+			return nil, nil, err
+		}
+		if came[at] {
+			return nil, nil, atelier.Errorf(atelier.Invalid, "input %q came twice", in.Name).WithField(field + ".name")
+		}
+		came[at] = true
+		spec := &specs[at]
+		if in.Datatype != spec.Type {
+			return nil, nil, atelier.Errorf(atelier.Invalid, "%s.datatype is %.20q for input %q, %s was expected", field, in.Datatype, in.Name, spec.Type).
+				WithField(field + ".datatype")
+		}
+		if in.Shape == nil {
+			in.Shape = []int64{}
+		}
+		if err := checkShape(in.Shape, spec, field+".shape"); err != nil {
+			return nil, nil, err
+		}
+		if tensors[at], tail, err = decodeInput(in, tail, field); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(tail) > 0 {
+		return nil, nil, atelier.Errorf(atelier.Invalid, "%d bytes follow the tensors that the inputs' binary_data_size announce", len(tail))
+	}
+	return &req, tensors, m.complete(came)
+}
+
+// decodeInput reads one input and returns what of tail comes after it.
+func decodeInput(in *requestInput, tail []byte, field string) (Tensor, []byte, error) {
+	bad := func(part, format string, args ...any) (Tensor, []byte, error) {
+		return Tensor{}, nil, atelier.Errorf(atelier.Invalid, field+part+" "+format, args...).WithField(field + part)
+	}
+	if _, shared := in.Parameters["shared_memory_region"]; shared {
+		return Tensor{}, nil, atelier.Errorf(atelier.Unsupported, "%s asks for shared memory, which is not offered here", field).
+			WithRemedy("Send the tensor in the request.").WithField(field + ".parameters")
+	}
+	typ := Datatype(in.Datatype)
+	announced, binaryForm := in.Parameters["binary_data_size"]
+	if !binaryForm {
+		if in.Data == nil {
+			return bad(".data", "is missing, and no binary_data_size either")
+		}
+		t, err := parseData(in.Data, typ, in.Shape, field+".data")
+		return t, tail, err
+	}
+	if in.Data != nil {
+		return bad(".data", "came together with binary_data_size; one of them was expected")
+	}
+	number, ok := announced.(float64)
+	size := int64(number)
+	if !ok || number < 0 || float64(size) != number {
+		return bad(".parameters.binary_data_size", "is %v, a number of bytes was expected", announced)
+	}
+	if size > int64(len(tail)) {
+		return bad(".parameters.binary_data_size", "is %d, only %d bytes are left in the body", size, len(tail))
+	}
+	data, tail := tail[:size], tail[size:]
+	n, _ := Elements(in.Shape)
+	t := Tensor{Type: typ, Shape: in.Shape, Data: data}
+	if typ != Bytes {
+		if size != n*typ.Size() {
+			return bad(".parameters.binary_data_size", "is %d, shape %v of %s needs %d bytes", size, in.Shape, typ, n*typ.Size())
+		}
+		return t, tail, nil
+	}
+	t.Data, t.Strings = nil, make([]string, 0, min(n, size/4))
+	for len(data) > 0 {
+		if len(data) < 4 || int64(binary.LittleEndian.Uint32(data)) > int64(len(data)-4) {
+			return bad("", "is torn: element %d is longer than what is left", len(t.Strings))
+		}
+		end := 4 + int(binary.LittleEndian.Uint32(data))
+		t.Strings = append(t.Strings, string(data[4:end]))
+		data = data[end:]
+	}
+	if int64(len(t.Strings)) != n {
+		return bad("", "holds %d strings, shape %v needs %d", len(t.Strings), in.Shape, n)
+	}
+	return t, tail, nil
+}
+
+// wantedOutput is an output that is to be answered.
+type wantedOutput struct {
+	index  int
+	binary bool
+}
+
+// wanted reads which outputs the request asks for, and in which form.
+func (m *Model) wanted(req *inferRequest) ([]wantedOutput, error) {
+	inBinary, err := flag(req.Parameters, "binary_data_output", false, "parameters")
+	if err != nil {
+		return nil, err
+	}
+	specs := m.Engine.Signature().Outputs
+	if len(req.Outputs) == 0 {
+		all := make([]wantedOutput, len(specs))
+		for i := range all {
+			all[i] = wantedOutput{i, inBinary}
+		}
+		return all, nil
+	}
+	var some []wantedOutput
+	came := make([]bool, len(specs))
+	for i, out := range req.Outputs {
+		field := fmt.Sprintf("outputs[%d]", i)
+		at, err := m.output(out.Name, field+".name")
+		if err != nil {
+			return nil, err
+		}
+		if came[at] {
+			return nil, atelier.Errorf(atelier.Invalid, "output %q is asked for twice", out.Name).WithField(field + ".name")
+		}
+		came[at] = true
+		for _, p := range []string{"classification", "shared_memory_region"} {
+			if _, asked := out.Parameters[p]; asked {
+				return nil, atelier.Errorf(atelier.Unsupported, "%s asks for %s, which is not offered here", field, p).WithField(field + ".parameters." + p)
+			}
+		}
+		w := wantedOutput{index: at}
+		if w.binary, err = flag(out.Parameters, "binary_data", inBinary, field+".parameters"); err != nil {
+			return nil, err
+		}
+		some = append(some, w)
+	}
+	return some, nil
+}
+
+// flag reads a parameter that is true or false.
+func flag(parameters map[string]any, name string, otherwise bool, field string) (bool, error) {
+	v, ok := parameters[name]
+	if !ok {
+		return otherwise, nil
+	}
+	b, ok := v.(bool)
+	if !ok {
+		return false, atelier.Errorf(atelier.Invalid, "%s.%s is %v, true or false was expected", field, name, v).WithField(field + "." + name)
+	}
+	return b, nil
+}
+
+// encodeInfer writes the answer: its JSON of headLen bytes, then the binary
+// tensors. Without any of those headLen is all of it and binaryForm false.
+func (m *Model) encodeInfer(id string, wanted []wantedOutput, outputs []Tensor) (body []byte, headLen int, binaryForm bool, err error) {
+	resp := inferResponse{ModelName: m.Name, ModelVersion: m.Version, ID: id, Outputs: make([]responseOutput, len(outputs))}
+	var tail []byte
+	for i := range outputs {
+		t := &outputs[i]
+		name := m.Engine.Signature().Outputs[wanted[i].index].Name
+		out := responseOutput{Name: name, Datatype: t.Type, Shape: t.Shape}
+		if wanted[i].binary {
+			before := len(tail)
+			tail = appendBinary(tail, t)
+			out.Parameters = map[string]any{"binary_data_size": len(tail) - before}
+			binaryForm = true
+		} else if out.Data, err = appendFlat(nil, t, name); err != nil {
+			return nil, 0, false, err
+		}
+		resp.Outputs[i] = out
+	}
+	if body, err = json.Marshal(&resp); err != nil {
+		return nil, 0, false, err
+	}
+	return append(body, tail...), len(body), binaryForm, nil
+}
+
+// appendBinary appends t's elements in the protocol's binary form.
+func appendBinary(b []byte, t *Tensor) []byte {
+	for _, s := range t.Strings {
+		b = append(binary.LittleEndian.AppendUint32(b, uint32(len(s))), s...)
+	}
+	return append(b, t.Data...)
+}
