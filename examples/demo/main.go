@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/atelier-edge/atelier/internal/boot"
 )
 
 func main() {
@@ -33,7 +35,8 @@ type demo struct {
 	dir   string // everything of this run lies below
 	began time.Time
 
-	hub    *program
+	hub    *boot.Program
+	listen string // the hub's address
 	agents []*device
 }
 
@@ -42,7 +45,7 @@ type device struct {
 	name    string
 	dir     string
 	gateway string // address of its endpoints
-	agent   *program
+	agent   *boot.Program
 }
 
 func run(ctx context.Context) (err error) {
@@ -98,7 +101,7 @@ func run(ctx context.Context) (err error) {
 
 // clear ends what an earlier run left running in the directory, and deletes it.
 func (d *demo) clear() error {
-	if err := endAll(d.dir); err != nil {
+	if err := boot.EndAll(context.Background(), d.dir); err != nil {
 		return err
 	}
 	return os.RemoveAll(d.dir)
@@ -106,11 +109,14 @@ func (d *demo) clear() error {
 
 // tails prints the end of the logs, for whoever has to find out what went wrong.
 func (d *demo) tails() {
-	for _, p := range []*program{d.hub} {
-		p.tail()
-	}
+	programs := []*boot.Program{d.hub}
 	for _, a := range d.agents {
-		a.agent.tail()
+		programs = append(programs, a.agent)
+	}
+	for _, p := range programs {
+		if p != nil {
+			fmt.Fprintf(os.Stderr, "\nThe end of %s:\n%s\n", p.Log, p.Tail(25))
+		}
 	}
 }
 
@@ -130,7 +136,7 @@ Everything is still running. To look around:
   atelier telemetry metrics
 
 The API's documentation is at https://%s/docs. 'make demo' begins anew, 'make demo-stop' ends everything.
-`, d.config(), bin, d.hub.address)
+`, d.config(), bin, d.listen)
 	return nil
 }
 

@@ -10,29 +10,29 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/atelier-edge/atelier/internal/boot"
 )
 
 func (d *demo) startHub(ctx context.Context) error {
-	address, err := freeAddress()
+	address, err := boot.FreeAddress()
 	if err != nil {
 		return err
 	}
-	mqtt, err := freeAddress()
+	mqtt, err := boot.FreeAddress()
 	if err != nil {
 		return err
 	}
-	d.hub = &program{
-		name: "atelier-hub", log: filepath.Join(d.dir, "hub.log"), address: address,
-		args: []string{"--data", filepath.Join(d.dir, "hub"), "--listen", address, "--mqtt", mqtt},
-	}
+	d.listen = address
+	d.hub = d.program("atelier-hub", "hub.log", "--data", filepath.Join(d.dir, "hub"), "--listen", address, "--mqtt", mqtt)
 	if err := d.start(d.hub); err != nil {
 		return err
 	}
-	line, err := d.hub.logged(ctx, "atelier login ")
+	line, err := d.hub.Says(ctx, "atelier login ")
 	if err != nil {
 		return errors.Join(errNoLogin, err)
 	}
-	if _, err := d.hub.logged(ctx, "ready"); err != nil {
+	if _, err := d.hub.Says(ctx, "ready"); err != nil {
 		return err
 	}
 	if err := d.atelier(ctx, strings.Fields(line)[1:]...); err != nil {
@@ -73,7 +73,7 @@ func (d *demo) join(ctx context.Context) error {
 	join := strings.Fields(token.Command)
 	for _, name := range []string{"demo-1", "demo-2"} {
 		dev := &device{name: name, dir: filepath.Join(d.dir, name)}
-		if dev.gateway, err = freeAddress(); err != nil {
+		if dev.gateway, err = boot.FreeAddress(); err != nil {
 			return err
 		}
 		if err := os.MkdirAll(dev.dir, 0o755); err != nil {
@@ -89,13 +89,13 @@ func (d *demo) join(ctx context.Context) error {
 		if _, err := d.command(ctx, true, "atelier-agent", args...); err != nil {
 			return err
 		}
-		dev.agent = &program{name: "atelier-agent", log: filepath.Join(dev.dir, "agent.log"), args: []string{"run", "--config", config}}
+		dev.agent = d.program("atelier-agent", name+"/agent.log", "run", "--config", config)
 		if err := d.start(dev.agent); err != nil {
 			return err
 		}
 		d.agents = append(d.agents, dev)
 	}
-	err = eventually(ctx, 30*time.Second, func() error {
+	err = boot.Eventually(ctx, 30*time.Second, func() error {
 		devices, err := d.devices(ctx)
 		if err != nil {
 			return err
@@ -215,7 +215,7 @@ func (d *demo) hubAway(ctx context.Context) error {
 	away := int(back.Sub(left).Seconds())
 	fmt.Printf("\n  The hub was away for %d s. What the devices measured meanwhile, by device:\n\n", away)
 	query := fmt.Sprintf("sum by (device) (count_over_time(system_memory_utilization[%ds] @ %d))", away, back.Unix())
-	err = eventually(ctx, 60*time.Second, func() error {
+	err = boot.Eventually(ctx, 60*time.Second, func() error {
 		out, err := d.quietly(ctx, "telemetry", "query", query, "-o", "json")
 		if err != nil {
 			return err
@@ -250,7 +250,7 @@ func (d *demo) why(ctx context.Context) error {
 	if err := d.speech(ctx, silero); err != nil {
 		return err
 	}
-	err = eventually(ctx, 60*time.Second, func() error {
+	err = boot.Eventually(ctx, 60*time.Second, func() error {
 		devices, err := d.devices(ctx)
 		if err == nil && devices[last.name] {
 			err = fmt.Errorf("%s still counts as connected", last.name)
@@ -267,7 +267,7 @@ func (d *demo) why(ctx context.Context) error {
 	if err := d.start(last.agent); err != nil {
 		return err
 	}
-	err = eventually(ctx, 30*time.Second, func() error {
+	err = boot.Eventually(ctx, 30*time.Second, func() error {
 		devices, err := d.devices(ctx)
 		if err == nil && !devices[last.name] {
 			err = fmt.Errorf("%s is not back", last.name)

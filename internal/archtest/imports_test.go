@@ -31,8 +31,10 @@ var layers = []layer{
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
 	{"internal/broker", []string{"", "internal/wire"}, "the broker carries messages and knows no meaning"},
-	{"examples", nil, "examples use Atelier as its users do"},
-	{"internal/e2e", nil, "it boots programs and talks to them from outside"},
+	{"internal/boot", nil, "it starts programs and knows nothing of them"},
+	{"internal/postgrestest", nil, "it starts a database server for tests"},
+	{"examples", []string{"internal/boot"}, "examples use Atelier as its users do"},
+	{"internal/e2e", []string{"internal/boot"}, "it boots programs and talks to them from outside"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/atelier-edge/atelier/internal/boot"
 )
 
 // tool returns the path of somebody else's program. Where it is missing the
@@ -45,12 +47,12 @@ func external(t testing.TB) (w *world, address, files string) {
 }
 
 // serves starts somebody else's broker and waits until it listens.
-func serves(t testing.TB, p *program, address string) {
+func serves(t testing.TB, p program, address string) {
 	t.Helper()
 	p.start(t)
 	t.Cleanup(func() {
 		p.signal(t, syscall.SIGKILL)
-		p.tell(t)
+		p.check(t)
 	})
 	eventually(t, 30*time.Second, func() error {
 		c, err := net.Dial("tcp", address)
@@ -95,11 +97,10 @@ max_queued_messages 128
 max_queued_bytes 16777216
 set_tcp_nodelay true
 `, port, files)
-	args := []string{"-c", config}
 	if os.Getuid() == 0 { // it would give up root, and with it the right to read its key
 		write(t, config, "user root\n%s", read(t, config))
 	}
-	serves(t, &program{name: mosquitto, args: args, log: filepath.Join(w.dir, "mosquitto.log")}, address)
+	serves(t, program{&boot.Program{Path: mosquitto, Args: []string{"-c", config}, Log: filepath.Join(w.dir, "mosquitto.log")}}, address)
 	w.boot("--host", "127.0.0.1", "--mqtt-broker", "ssl://"+address)
 	return w
 }
@@ -132,12 +133,12 @@ mqtt {
 }
 authorization { include "users.conf" }
 `, freeAddress(t), filepath.Join(w.dir, "jetstream"), port, files)
-	p := &program{name: nats, args: []string{"-c", config}, log: filepath.Join(w.dir, "nats.log")}
+	p := program{&boot.Program{Path: nats, Args: []string{"-c", config}, Log: filepath.Join(w.dir, "nats.log")}}
 	serves(t, p, address)
 	w.joined = func(id string) {
 		lines = append(lines, fmt.Sprintf(`{ user: "CN=%[1]s", permissions: { subscribe: "at1.d.%[1]s.*", publish: "at1.u.*.%[1]s.*" } }`, id))
 		writeUsers()
-		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		if err := p.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
 	}

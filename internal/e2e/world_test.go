@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -9,13 +10,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/atelier-edge/atelier/internal/boot"
 )
 
 // world is a hub with its devices and a command line that is logged in.
 type world struct {
 	t      testing.TB
 	dir    string
-	hub    *program
+	hub    program
 	listen string // address of the REST API
 	login  string // the command that the hub printed at its first start
 	env    []string
@@ -28,7 +31,7 @@ type device struct {
 	dir     string
 	config  string
 	gateway string
-	agent   *program
+	agent   program
 }
 
 // newWorld boots a hub and logs in. Further arguments go to the hub.
@@ -44,17 +47,14 @@ func (w *world) boot(hubArgs ...string) {
 	t.Helper()
 	w.listen = freeAddress(t)
 	w.env = []string{"ATELIER_CONFIG=" + filepath.Join(w.dir, "atelier.toml")}
-	w.hub = &program{
-		name: "atelier-hub", log: filepath.Join(w.dir, "hub.log"),
-		args: append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", freeAddress(t)}, hubArgs...),
-	}
+	w.hub = built("atelier-hub", filepath.Join(w.dir, "hub.log"),
+		append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", freeAddress(t)}, hubArgs...)...)
 	t.Cleanup(func() {
 		w.hub.signal(t, syscall.SIGTERM)
-		w.hub.tell(t)
-		if strings.Contains(w.hub.output(t), "DATA RACE") {
-			t.Error("the race detector found something in the hub")
+		w.hub.check(t)
+		if err := boot.EndAll(context.WithoutCancel(t.Context()), w.dir); err != nil {
+			t.Error(err)
 		}
-		endAll(t, w.dir)
 	})
 	w.hub.start(t)
 	w.login = w.hub.says(t, "atelier login ")
@@ -125,7 +125,7 @@ func (w *world) prepare(name string) *device {
 	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	d.agent = &program{name: "atelier-agent", log: filepath.Join(d.dir, "agent.log"), args: []string{"run", "--config", d.config}}
+	d.agent = built("atelier-agent", filepath.Join(d.dir, "agent.log"), "run", "--config", d.config)
 	return d
 }
 
@@ -161,10 +161,7 @@ func (w *world) startAgent(d *device) {
 	d.agent.start(w.t)
 	w.t.Cleanup(func() {
 		d.agent.signal(w.t, syscall.SIGTERM)
-		d.agent.tell(w.t)
-		if strings.Contains(d.agent.output(w.t), "DATA RACE") {
-			w.t.Error("the race detector found something in an agent")
-		}
+		d.agent.check(w.t)
 	})
 }
 
