@@ -39,7 +39,7 @@ var layers = []layer{
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
 
-	{"hub/store", []string{""}, "the store knows no kinds and no rules"},
+	{"hub/store", []string{"", "internal/durable"}, "the store knows no kinds and no rules"},
 	{"hub/catalog", []string{"", "hub/store"}, "it lists kinds and holds no rules"},
 	{"hub/access", []string{"", "hub/store", "hub/catalog"}, "decisions may not depend on what is decided about"},
 	{"hub/vault", []string{"", "internal/durable", "hub/store", "hub/catalog"}, "secrets are sealed, not interpreted"},
