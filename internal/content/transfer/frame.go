@@ -182,11 +182,12 @@ func decodeOpen(b []byte) (o openFrame, ok bool) {
 	var sum [sha256.Size]byte
 	copy(sum[:], r.bytes(sha256.Size))
 	o.digest = atelier.DigestFromSum(sum)
-	o.maxFrame = int(min(r.u32(), math.MaxInt32))
+	largest := r.u32()
 	for _, w := range r.bytes(int(r.u8())) {
 		o.ways = append(o.ways, way(w))
 	}
-	return o, !r.short && o.maxFrame >= MinMaxFrame && len(o.ways) <= maxWays
+	o.maxFrame = int(min(largest, math.MaxInt32))
+	return o, !r.short && largest >= MinMaxFrame && largest <= math.MaxInt32 && len(o.ways) <= maxWays
 }
 
 func encodePlan(id uint64, p planFrame) []byte {
@@ -277,11 +278,9 @@ func decodeData(b []byte) (d dataFrame, ok bool) {
 	r := reader{b: b}
 	d.round = r.u32()
 	sent := r.u64()
-	d.chunk = int(min(r.u32(), MaxChunks))
-	d.offset = int64(r.u32())
-	d.sent = int64(sent)
-	d.bytes = r.b
-	return d, !r.short && sent <= math.MaxInt64 && len(d.bytes) > 0
+	i := r.u32()
+	d.chunk, d.sent, d.offset, d.bytes = int(min(i, MaxChunks)), int64(sent), int64(r.u32()), r.b
+	return d, !r.short && i < MaxChunks && sent <= math.MaxInt64 && len(d.bytes) > 0
 }
 
 func encodeGone(id uint64, g goneFrame) []byte {

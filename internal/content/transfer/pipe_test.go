@@ -120,12 +120,7 @@ func start(t *testing.T, contents ...[]byte) *world {
 		}
 		return memory{bytes.NewReader(c)}, nil
 	}
-	w.down.deliver = func(f []byte) {
-		w.mu.Lock()
-		r := w.recv
-		w.mu.Unlock()
-		r.Handle(f)
-	}
+	w.down.deliver = w.toReceiver
 	w.up.deliver = func(f []byte) {
 		w.mu.Lock()
 		s := w.sender
@@ -144,6 +139,13 @@ func start(t *testing.T, contents ...[]byte) *world {
 		wg.Wait()
 	})
 	return w
+}
+
+func (w *world) toReceiver(f []byte) {
+	w.mu.Lock()
+	r := w.recv
+	w.mu.Unlock()
+	r.Handle(f)
 }
 
 // startReceiver begins with a new Receiver on what the disk holds.

@@ -1,0 +1,95 @@
+package transfer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/durable"
+)
+
+// BenchmarkFetch moves 256 MiB from one store to another on real disks, both
+// halves in this process, frames handed over by a channel.
+func BenchmarkFetch(b *testing.B) {
+	const size = 256 << 20
+	from, err := content.Open(durable.OS{}, b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	w, err := from.Writer("")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := io.CopyN(w, rand.NewChaCha8([32]byte{}), size); err != nil {
+		b.Fatal(err)
+	}
+	info, err := w.Commit("", size)
+	if err != nil {
+		b.Fatal(err)
+	}
+	to, err := content.Open(durable.OS{}, b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	frames := make(chan []byte, 8)
+	s := NewSender(SenderOptions{
+		Open: func(_ context.Context, _ string, d atelier.Digest) (Blob, error) { return from.Open(d) },
+		Send: func(_ string, f []byte) error {
+			select {
+			case frames <- f:
+			case <-ctx.Done():
+			}
+			return nil
+		},
+	})
+	r := NewReceiver(to, func(f []byte) error { s.Handle("device", f); return nil }, ReceiverOptions{})
+	ended := make(chan error, 2)
+	go func() { ended <- s.Run(ctx) }()
+	go func() {
+		for {
+			select {
+			case f := <-frames:
+				r.Handle(f)
+			case <-ctx.Done():
+				ended <- nil
+				return
+			}
+		}
+	}()
+	defer func() {
+		cancel()
+		if err := errors.Join(<-ended, <-ended); err != nil {
+			b.Fatal(err)
+		}
+	}()
+	file := atelier.File{Digest: info.Digest, Size: size}
+	b.SetBytes(size)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := r.Fetch(ctx, file, nil); err != nil {
+			b.Fatal(err)
+		}
+		if err := to.Delete(info.Digest); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkPlan reads content through to plan its transfer.
+func BenchmarkPlan(b *testing.B) {
+	c := sample(64<<20, 1)
+	d := atelier.DigestOf(c)
+	blob := memory{bytes.NewReader(c)}
+	b.SetBytes(int64(len(c)))
+	for b.Loop() {
+		if _, err := makePlan(b.Context(), d, blob, smallestChunk); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
