@@ -36,6 +36,7 @@ const (
 	ReasonReplayed           Reason = "Replayed"
 	ReasonContentGone        Reason = "ContentGone"
 	ReasonGatewayDown        Reason = "GatewayDown"
+	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
@@ -75,6 +76,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonContentGone:        {"The hub no longer has content that the desired state names.", "Register the model version again."},
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
+	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},
@@ -163,4 +165,5 @@ const (
 	ConditionStateDurable = "StateDurable" // the agent can save its state
 	ConditionCertificate  = "Certificate"  // the device's certificate is valid and renews
 	ConditionGateway      = "Gateway"      // the gateway answers and has its address
+	ConditionConfigured   = "Configured"   // the agent's configuration file is the one in force
 )

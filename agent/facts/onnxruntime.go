@@ -164,7 +164,7 @@ func parseBanner(b []byte) (major, minor int, ok bool) {
 		return 0, 0, false
 	}
 	major, err := strconv.Atoi(parts[0])
-	if err != nil {
+	if err != nil || major < 0 {
 		return 0, 0, false
 	}
 	digits := strings.IndexFunc(parts[1], func(r rune) bool { return r < '0' || r > '9' })
