@@ -68,6 +68,8 @@ const (
 	EventWatch Verb = "event.watch" // read events, those past and those to come
 	AuditShow  Verb = "audit.show"  // read the audit trail
 	HubShow    Verb = "hub.show"    // see the hub's version, addresses and the caller's own name
+
+	HubRotateRoot Verb = "hub.rotate-root" // give the hub a new root key
 )
 
 // Reads reports whether v only reads.
