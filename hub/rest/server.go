@@ -14,8 +14,11 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/enrol"
+	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/wire"
 )
 
 // Config says what the API serves. Every field is required unless it says otherwise.
@@ -23,9 +26,13 @@ type Config struct {
 	Store    store.Store
 	Access   *access.Authority
 	Registry *registry.Registry
-	Hub      Hub
-	Log      *slog.Logger
-	Now      func() time.Time // nil for time.Now
+	Enrol    *enrol.Service
+	Fleet    *fleet.Fleet
+	// Telemetry answers PromQL; see prometheus.go.
+	Telemetry Telemetry
+	Hub       Hub
+	Log       *slog.Logger
+	Now       func() time.Time // nil for time.Now
 	// Heartbeat is the time between signs of life on a watch; 0 for 15 seconds.
 	Heartbeat time.Duration
 }
@@ -42,10 +49,14 @@ type server struct {
 	store        store.Store
 	access       *access.Authority
 	registry     *registry.Registry
+	enrol        *enrol.Service
+	fleet        *fleet.Fleet
+	telemetry    Telemetry
 	hub          Hub
 	log          *slog.Logger
 	now          func() time.Time
 	heartbeat    time.Duration
+	stall        time.Duration // see stallPatience
 	mux          *http.ServeMux
 	api          huma.API
 	boot         string // names this run of the hub
@@ -63,8 +74,8 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, hub: c.Hub, log: c.Log,
-		now: c.Now, heartbeat: c.Heartbeat, mux: http.NewServeMux(), boot: rand.Text(),
+		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, hub: c.Hub, log: c.Log,
+		now: c.Now, heartbeat: c.Heartbeat, stall: stallPatience, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -86,7 +97,10 @@ func (s *server) routes(api huma.API) {
 	s.registerModels(api)
 	s.registerVersions(api)
 	s.registerRuntimes(api)
+	s.registerEnrol(api)
+	s.registerFleet(api)
 	s.registerEvents(api)
+	s.registerPrometheus()
 	s.registerDocs(api)
 }
 
@@ -105,6 +119,7 @@ func (m pathMux) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Re
 func openAPI(version string) huma.Config {
 	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.Why](), reflect.TypeFor[Why]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[wire.Raw](), reflect.TypeFor[Envelope]())
 	return huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",

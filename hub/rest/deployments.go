@@ -1,0 +1,195 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/fleet"
+	"github.com/atelier-edge/atelier/hub/store"
+)
+
+const (
+	deploymentsPath = inWorkspace + "/deployments"
+	deploymentPath  = deploymentsPath + "/{deployment}"
+)
+
+// DeploymentParam is the part of an input that names a deployment.
+type DeploymentParam struct {
+	WorkspaceParam
+	Deployment string `path:"deployment" maxLength:"63" doc:"Name or id of the deployment"`
+}
+
+// VersionRef is a version's number, as a number or a string, or "latest".
+type VersionRef string
+
+// UnmarshalJSON reads 2, "2" or "latest".
+func (v *VersionRef) UnmarshalJSON(b []byte) error {
+	var n int
+	if json.Unmarshal(b, &n) == nil {
+		*v = VersionRef(strconv.Itoa(n))
+		return nil
+	}
+	return json.Unmarshal(b, (*string)(v))
+}
+
+// Schema implements huma.SchemaProvider.
+func (VersionRef) Schema(huma.Registry) *huma.Schema {
+	one, long := 1.0, 26
+	return &huma.Schema{
+		Description: "Number of the version, or latest, which stands for the newest at the time of the request",
+		OneOf:       []*huma.Schema{{Type: huma.TypeInteger, Minimum: &one}, {Type: huma.TypeString, MaxLength: &long}},
+	}
+}
+
+// deploymentFields are what a deployment can be made of and changed to.
+type deploymentFields struct {
+	Description *string         `json:"description,omitempty" maxLength:"4096"`
+	Version     *VersionRef     `json:"version,omitempty"`
+	Endpoint    *string         `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
+	Target      *string         `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
+	Limits      *atelier.Limits `json:"limits,omitempty"`
+}
+
+type newDeployment struct {
+	Name     string           `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
+	Model    string           `json:"model" maxLength:"63" doc:"Name or id of the model"`
+	Selector atelier.Selector `json:"selector" doc:"On which devices: all, those with all of the labels, or those that are named"`
+	deploymentFields
+}
+
+type deploymentChange struct {
+	Name     *string           `json:"name,omitempty"`
+	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
+	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
+	deploymentFields
+}
+
+func (d *deploymentFields) spec() fleet.DeploymentSpec {
+	return fleet.DeploymentSpec{
+		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
+	}
+}
+
+// Trace says what answered a request to an endpoint.
+type Trace struct {
+	Request    string         `json:"request"`
+	Rollout    string         `json:"rollout" doc:"Id of the rollout that answered"`
+	Deployment string         `json:"deployment" doc:"Name that the deployment had"`
+	Endpoint   string         `json:"endpoint"`
+	Package    atelier.Digest `json:"package"`
+	Model      string         `json:"model"`
+	Version    int            `json:"version"`
+	Digest     atelier.Digest `json:"digest" doc:"The model version's"`
+	By         string         `json:"by,omitempty" doc:"Who asked for the rollout"`
+	Created    time.Time      `json:"created" doc:"When it began"`
+}
+
+func (s *server) registerDeployments(api huma.API) {
+	const tag = "Deployments"
+	kind, meta := catalog.Deployments.Kind, catalog.Deployments.Meta
+	register(s, api, operation{
+		ID: "list-deployments", Method: http.MethodGet, Path: deploymentsPath, Tag: tag, Summary: "List deployments",
+		Verb: access.DeploymentList, Kind: kind, Watch: true,
+	}, func(ctx context.Context, in *struct {
+		WorkspaceParam
+		Paging
+	}) (*list[atelier.Deployment], error) {
+		return listOf(ctx, s, catalog.Deployments, store.Query{Workspace: workspaceOf(ctx)}, in.Paging)
+	})
+	register(s, api, operation{
+		ID: "create-deployment", Method: http.MethodPost, Path: deploymentsPath, Tag: tag, Status: http.StatusCreated,
+		Summary: "Deploy a model version to devices", Description: "Makes the endpoint too, with two keys.",
+		Verb: access.DeploymentCreate, Kind: kind, Errors: []atelier.Code{atelier.Exists},
+	}, func(ctx context.Context, in *struct {
+		WorkspaceParam
+		Body newDeployment
+	}) (*resource[atelier.Deployment], error) {
+		spec := in.Body.spec()
+		spec.Name, spec.Model, spec.Selector = &in.Body.Name, &in.Body.Model, &in.Body.Selector
+		d, err := s.fleet.CreateDeployment(ctx, workspaceOf(ctx), spec)
+		return resourceOf(d, err, meta)
+	})
+	register(s, api, operation{
+		ID: "get-deployment", Method: http.MethodGet, Path: deploymentPath, Tag: tag, Summary: "Show a deployment",
+		Verb: access.DeploymentShow, Kind: kind, Object: "deployment", Watch: true,
+	}, func(ctx context.Context, in *struct {
+		DeploymentParam
+		WatchParams
+	}) (*resource[atelier.Deployment], error) {
+		d, err := s.fleet.Deployment(ctx, workspaceOf(ctx), in.Deployment)
+		return resourceOf(d, err, meta)
+	})
+	register(s, api, operation{
+		ID: "update-deployment", Method: http.MethodPatch, Path: deploymentPath, Tag: tag, Summary: "Change a deployment",
+		Description: "A change of what runs, where, or how begins a new rollout. A new version takes the traffic once it is ready; no request is dropped.",
+		Verb:        access.DeploymentUpdate, Kind: kind, Object: "deployment", Errors: []atelier.Code{atelier.Stale, atelier.Exists},
+	}, func(ctx context.Context, in *struct {
+		DeploymentParam
+		IfMatch
+		Body deploymentChange
+	}) (*resource[atelier.Deployment], error) {
+		revision, err := in.revision()
+		if err != nil {
+			return nil, err
+		}
+		spec := in.Body.spec()
+		spec.Name, spec.Model, spec.Selector = in.Body.Name, in.Body.Model, in.Body.Selector
+		d, err := s.fleet.UpdateDeployment(ctx, workspaceOf(ctx), in.Deployment, revision, spec)
+		return resourceOf(d, err, meta)
+	})
+	register(s, api, operation{
+		ID: "delete-deployment", Method: http.MethodDelete, Path: deploymentPath, Tag: tag, Summary: "End a deployment",
+		Description: "Takes it off its devices and removes its endpoint.",
+		Verb:        access.DeploymentDelete, Kind: kind, Object: "deployment", Errors: []atelier.Code{atelier.Stale},
+	}, func(ctx context.Context, in *struct {
+		DeploymentParam
+		IfMatchOptional
+	}) (*empty, error) {
+		revision, err := in.revision()
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.fleet.DeleteDeployment(ctx, workspaceOf(ctx), in.Deployment, revision)
+	})
+	register(s, api, operation{
+		ID: "list-deployment-devices", Method: http.MethodGet, Path: deploymentPath + "/devices", Tag: tag,
+		Summary: "Show a deployment's state on each device", Verb: access.DeploymentShow, Kind: kind, Object: "deployment",
+	}, func(ctx context.Context, in *struct {
+		DeploymentParam
+		PageParams
+	}) (*list[atelier.DeviceStatus], error) {
+		return pageOf(ctx, s, catalog.Devices.Kind, in.paging(), func(after string, limit int) ([]atelier.DeviceStatus, string, error) {
+			return s.fleet.DeviceStatuses(ctx, workspaceOf(ctx), in.Deployment, after, limit)
+		})
+	})
+	register(s, api, operation{
+		ID: "trace-request", Method: http.MethodGet, Path: inWorkspace + "/requests/{request}", Tag: tag,
+		Summary: "Say what answered a request", Description: "Every answer of an endpoint carries the request's id in " + atelier.HeaderRequestID + ".",
+		Verb: access.EndpointShow, Kind: catalog.Rollouts.Kind, Object: "request",
+	}, func(ctx context.Context, in *struct {
+		WorkspaceParam
+		Request string `path:"request" maxLength:"128" doc:"Id of a request"`
+	}) (*answer[Trace], error) {
+		r, err := s.fleet.Trace(ctx, workspaceOf(ctx), in.Request)
+		return answerOf(Trace{
+			Request: in.Request, Rollout: r.ID, Deployment: r.DeploymentName, Endpoint: r.Endpoint, Package: r.Package,
+			Model: r.Model, Version: r.Version, Digest: r.Digest, By: r.By, Created: r.Created,
+		}, err)
+	})
+}
+
+// PageParams is Paging for lists that cannot be watched.
+type PageParams struct {
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Most items of a page"`
+	Cursor string `query:"cursor" maxLength:"256" doc:"Where the page begins: next of the page before"`
+}
+
+func (p PageParams) paging() Paging { return Paging{Limit: p.Limit, Cursor: p.Cursor} }
