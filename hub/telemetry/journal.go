@@ -265,7 +265,8 @@ func (j *journal) rotate() (uint64, error) {
 	if j.size == 0 && j.failed == nil {
 		return j.number, nil
 	}
-	return j.number + 1, j.roll()
+	err := j.roll()
+	return j.number, err
 }
 
 // remove removes the files before number.

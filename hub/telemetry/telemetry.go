@@ -189,8 +189,7 @@ func (s *Store) Forget(deviceID string) {
 //
 // What a frame holds that cannot be stored (a time too far ahead, too many
 // series) is counted and passed over: it would not get better by being sent again.
-// Errors are *atelier.Error: those of wire.DecodeTelemetry, Forbidden for a
-// device of another workspace, NoSpace, Unavailable.
+// Errors are *atelier.Error: those of wire.DecodeTelemetry, NoSpace, Unavailable.
 func (s *Store) Ingest(ctx context.Context, workspace string, dev atelier.Device, frame []byte) (wire.Ack, error) {
 	f, err := wire.DecodeTelemetry(frame)
 	if err != nil {
