@@ -101,6 +101,16 @@ func (s *Session) Bye() (id string, will []byte, err error) {
 	return id, will, err
 }
 
+// Farewell tells the hub that a session ends on purpose. Call it after Run has
+// returned, while the connection is still there.
+func (s *Session) Farewell(ctx context.Context, session string) error {
+	envelope, err := s.sign(wire.TypeBye, wire.Bye{Session: session})
+	if err != nil {
+		return err
+	}
+	return s.publish(ctx, envelope)
+}
+
 // Up tells that the connection of a session is there.
 func (s *Session) Up(session string) { s.change(session) }
 

@@ -152,6 +152,30 @@ func scan(fsys durable.FS, path string, first uint64) (s segment, cut int64, err
 	}
 }
 
+// beyond returns how many numbers were used behind the last whole record of a
+// damaged segment: one, or up to the last record that is still readable there.
+func beyond(fsys durable.FS, s segment) (uint64, error) {
+	f, err := fsys.OpenFile(s.path, os.O_RDONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close() // only read
+	highest := s.last
+	for off := s.size + 1; ; off++ {
+		sequence, _, size, err := readRecord(f, off)
+		switch {
+		case errors.Is(err, io.EOF):
+			return highest - s.last + 1, nil
+		case errors.Is(err, errDamaged):
+			continue
+		case err != nil:
+			return 0, err
+		}
+		highest = max(highest, sequence)
+		off += size - 1
+	}
+}
+
 func (s *segment) add(sequence uint64, samples int, size int64) {
 	s.last = sequence
 	s.records++

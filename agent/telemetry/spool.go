@@ -143,11 +143,11 @@ func (s *Spool) load() error {
 		return s.begin()
 	}
 	if damage > 0 {
-		// Most likely one torn record that nobody has seen. Numbers that may
-		// have been sent are never used again: as many are left out as could have been there.
-		lost := uint64(1)
-		if damage > maxRecord+recordHead {
-			lost = uint64(damage / (recordHead + recordFixed))
+		// A torn record that nobody has seen, or the disk has failed further up.
+		// Numbers that may have been sent are never used again.
+		lost, err := beyond(s.fs, s.segments[len(s.segments)-1])
+		if err != nil {
+			return err
 		}
 		s.dropped.Batches += lost
 		s.next += lost

@@ -1,0 +1,210 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/enrol"
+	"github.com/atelier-edge/atelier/agent/state"
+	"github.com/atelier-edge/atelier/agent/telemetry"
+	"github.com/atelier-edge/atelier/internal/durable"
+	"github.com/atelier-edge/atelier/internal/wire"
+)
+
+// Status is what the agent tells on its own device.
+type Status struct {
+	Running       bool                   `json:"running"` // an agent answered; without one this is what lies on disk
+	Version       string                 `json:"version,omitempty"`
+	Device        string                 `json:"device"`
+	Name          string                 `json:"name"`
+	Workspace     string                 `json:"workspace"`
+	WorkspaceName string                 `json:"workspace_name"`
+	Hub           string                 `json:"hub"`
+	Connected     bool                   `json:"connected"`
+	LinkError     string                 `json:"link_error,omitempty"`
+	Revoked       *wire.Revoked          `json:"revoked,omitempty"`
+	CertificateTo time.Time              `json:"certificate_until"`
+	Position      atelier.Position       `json:"position"`
+	Gateway       string                 `json:"gateway,omitempty"`
+	Modules       []atelier.ModuleStatus `json:"modules"`
+	Conditions    []atelier.Condition    `json:"conditions"`
+}
+
+// snapshot is the device's reported state.
+func (a *agent) snapshot() atelier.ReportedState {
+	clock := telemetry.ReadClock()
+	modules := a.runner.Status()
+	return atelier.ReportedState{
+		Device: a.identity.Device, BootID: clock.BootID, Position: a.store.Position(), Agent: a.opts.Version,
+		Time: clock.Wall.UTC(), Facts: a.currentFacts(), Modules: modules, Conditions: a.conditions(modules),
+	}
+}
+
+// currentFacts are the device's facts with those that change.
+func (a *agent) currentFacts() atelier.Facts {
+	f := a.facts
+	f.Gateway = a.gateway.Address()
+	if free, err := a.content.Free(); err == nil {
+		f.DiskFree = free
+	}
+	return f
+}
+
+func (a *agent) conditions(modules []atelier.ModuleStatus) []atelier.Condition {
+	sync := inSync(a.store.Desired(), modules)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.inSync.Since.IsZero() || a.inSync.True != sync.True {
+		a.inSync.Since = time.Now().UTC()
+	}
+	sync.Since = a.inSync.Since
+	a.inSync = sync
+	return []atelier.Condition{sync, a.store.Durable(), a.renewer.Condition(), a.gateway.Condition(), a.configured}
+}
+
+// inSync says whether modules are what is desired.
+func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) atelier.Condition {
+	no := func(why atelier.Why) atelier.Condition {
+		return atelier.Condition{Type: atelier.ConditionInSync, Why: why}
+	}
+	if desired == nil {
+		return no(atelier.Because(atelier.ReasonWaiting, "the hub has not sent a desired state yet"))
+	}
+	have := make(map[string]atelier.ModuleStatus, len(modules))
+	for _, m := range modules {
+		have[m.Deployment] = m
+	}
+	for i := range desired.Modules {
+		want := &desired.Modules[i]
+		m := have[want.Deployment]
+		switch {
+		case m.Current != nil && m.Current.Rollout == want.Rollout && m.Current.State == atelier.Serving:
+		case m.Candidate != nil:
+			return no(m.Candidate.Why)
+		case m.Current != nil:
+			return no(m.Current.Why)
+		default:
+			return no(atelier.Because(atelier.ReasonInProgress, ""))
+		}
+		delete(have, want.Deployment)
+	}
+	if len(have) > 0 {
+		return no(atelier.Because(atelier.ReasonInProgress, "modules that are no longer desired are being removed"))
+	}
+	return atelier.Condition{Type: atelier.ConditionInSync, True: true, Why: atelier.Because(atelier.ReasonAsDesired, "")}
+}
+
+func (a *agent) status() Status {
+	modules := a.runner.Status()
+	s := offline(a.identity)
+	s.Running, s.Version, s.Position, s.Gateway = true, a.opts.Version, a.store.Position(), a.gateway.Address()
+	s.Modules, s.Conditions = modules, a.conditions(modules)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Connected, s.Revoked = a.welcomed != "", a.revoked
+	if a.linkError != nil {
+		s.LinkError = a.linkError.Error()
+	}
+	return s
+}
+
+// offline is what an identity tells of its device.
+func offline(id *enrol.Identity) Status {
+	return Status{
+		Device: id.Device, Name: id.Name, Workspace: id.Workspace, WorkspaceName: id.WorkspaceName, Hub: id.Hub,
+		CertificateTo: id.Certificate().NotAfter, Modules: []atelier.ModuleStatus{}, Conditions: []atelier.Condition{},
+	}
+}
+
+// listen opens the socket on which the agent tells its status. The state
+// directory's lock is held: a socket that is there is a dead agent's.
+func (a *agent) listen() (net.Listener, error) {
+	path := a.places.socket()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, durable.Explain(err, "remove the old socket "+path)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Internal, "open the socket %s: %w", path, err).
+			WithRemedy("Give the agent a run directory with a short path that it may write to.")
+	}
+	// The directory is the agent's alone, so that nobody comes before this.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(durable.Explain(err, "protect the socket"), l.Close())
+	}
+	return l, nil
+}
+
+// tellTime bounds one answer on the socket.
+const tellTime = 5 * time.Second
+
+// serve answers each connection with the status, as JSON, and closes it.
+func (a *agent) serve(ctx context.Context, l net.Listener) {
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // ends Accept, below
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		telling.Go(func() {
+			defer func() { _ = c.Close() }() // a reader that went away needs nothing
+			b, err := json.Marshal(a.status())
+			if err == nil && c.SetDeadline(time.Now().Add(tellTime)) == nil {
+				_, err = c.Write(b)
+			}
+			if err != nil {
+				a.log.Debug("the status was not told", "error", err)
+			}
+		})
+	}
+}
+
+// maxStatus bounds a status in bytes.
+const maxStatus = 16 << 20
+
+// ReadStatus asks the agent that uses the places for its status. Where none
+// runs it tells what lies on disk.
+func ReadStatus(ctx context.Context, p Places) (Status, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", p.socket())
+	if err != nil {
+		return readOffline(p)
+	}
+	defer func() { _ = c.Close() }() // it was only read
+	b, err := io.ReadAll(io.LimitReader(c, maxStatus))
+	if err != nil {
+		return Status{}, atelier.Errorf(atelier.Unavailable, "the agent's answer broke off: %w", err)
+	}
+	var s Status
+	if err := json.Unmarshal(b, &s); err != nil {
+		return Status{}, atelier.Errorf(atelier.Internal, "the agent's answer cannot be read: %w", err).
+			WithRemedy("Use the atelier-agent of the version that runs.")
+	}
+	return s, nil
+}
+
+func readOffline(p Places) (Status, error) {
+	id, err := enrol.Load(enrol.Options{StateDir: p.State})
+	if err != nil {
+		return Status{}, err
+	}
+	s := offline(id)
+	store, err := state.Open(state.Options{
+		FS: durable.OS{}, Dir: p.saved(), Device: id.Device, Workspace: id.Workspace, Root: id.Root, Delegation: id.Delegation,
+	})
+	if err != nil {
+		return Status{}, err
+	}
+	s.Position = store.Position()
+	s.Revoked, err = store.Revoked()
+	return s, err
+}
