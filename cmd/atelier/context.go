@@ -192,7 +192,7 @@ func (a *app) login(ctx context.Context, name, fingerprint string, c hubContext)
 	if err := cs.save(); err != nil {
 		return err
 	}
-	a.say("Logged in to %s as %s.", c.Hub, firstOf(info.Caller.Name, info.Caller.Kind))
+	a.say("Logged in to %s as %s.", c.Hub, firstOf(info.Principal.Name, info.Principal.Kind))
 	switch {
 	case c.Workspace != "":
 		a.say("Workspace: %s", c.Workspace)

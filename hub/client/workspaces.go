@@ -14,12 +14,12 @@ type HubInfo struct {
 	Version     string `json:"version"`
 	Fingerprint string `json:"fingerprint"` // of the authority's certificate
 	MQTT        string `json:"mqtt"`        // where devices connect
-	Caller      struct {
+	Principal   struct {
 		Kind      string `json:"kind"`
 		Name      string `json:"name"`
 		Role      string `json:"role"`
 		Workspace string `json:"workspace"`
-	} `json:"caller"`
+	} `json:"principal"`
 }
 
 // Info returns what the hub says of itself and of the caller.

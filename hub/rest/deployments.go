@@ -49,8 +49,8 @@ func (VersionRef) Schema(huma.Registry) *huma.Schema {
 	}
 }
 
-// deploymentFields are what a deployment can be made of and changed to.
-type deploymentFields struct {
+// DeploymentFields, exported for the OpenAPI document, are what a deployment can be made of and changed to.
+type DeploymentFields struct {
 	Description *string         `json:"description,omitempty" maxLength:"4096"`
 	Version     *VersionRef     `json:"version,omitempty"`
 	Endpoint    *string         `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
@@ -62,17 +62,17 @@ type newDeployment struct {
 	Name     string           `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
 	Model    string           `json:"model" maxLength:"63" doc:"Name or id of the model"`
 	Selector atelier.Selector `json:"selector" doc:"On which devices: all, those with all of the labels, or those that are named"`
-	deploymentFields
+	DeploymentFields
 }
 
 type deploymentChange struct {
 	Name     *string           `json:"name,omitempty"`
 	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
 	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
-	deploymentFields
+	DeploymentFields
 }
 
-func (d *deploymentFields) spec() fleet.DeploymentSpec {
+func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	return fleet.DeploymentSpec{
 		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
 	}
