@@ -93,6 +93,7 @@ func (s *Supervisor) Address() string {
 // Run supervises the gateway until ctx ends; then it leaves it running.
 func (s *Supervisor) Run(ctx context.Context) {
 	var begun time.Time // when the gateway was started last
+	var unstarted error // why that did not work
 	failures := 0
 	for ctx.Err() == nil {
 		status, err := s.ask(ctx)
@@ -116,15 +117,15 @@ func (s *Supervisor) Run(ctx context.Context) {
 			}
 			continue
 		default:
-			if failures > 0 || !begun.IsZero() {
+			if failures > 0 && unstarted == nil || s.Condition().True {
 				s.lost(err)
 			}
 			if failures++; failures > 1 && !s.pause(ctx, min(s.opts.Times.Retry<<min(failures-2, 20), s.opts.Times.RetryMost)) {
 				return
 			}
 			begun = time.Now()
-			if err := s.start(); err != nil {
-				s.lost(err)
+			if unstarted = s.start(); unstarted != nil {
+				s.lost(unstarted)
 			}
 			continue
 		}

@@ -55,8 +55,8 @@ type Session struct {
 // Options say where to connect and as whom.
 type Options struct {
 	// Brokers returns the hub's MQTT addresses in the order in which to try them:
-	// tls://HOST:PORT, or wss://HOST:PORT/PATH for MQTT over WebSocket. tcp://
-	// and ws:// do without TLS. It is asked each time, since a hub may move.
+	// tls://HOST:PORT (ssl:// and mqtts:// mean the same), or wss://HOST:PORT/PATH
+	// for MQTT over WebSocket. tcp:// and ws:// do without TLS. It is asked each time, since a hub may move.
 	Brokers func() []string
 	Device  string // id
 	Shard   string // the topic shard to publish under
@@ -150,7 +150,7 @@ func parse(addresses []string) ([]*url.URL, error) {
 				WithRemedy("Correct the hub's configuration and join the device again.")
 		}
 		switch u.Scheme {
-		case "tls", "wss", "tcp", "ws":
+		case "tls", "ssl", "mqtts", "wss", "tcp", "ws":
 		default:
 			return nil, atelier.Errorf(atelier.Unsupported, "the address %q has scheme %q, expected tls or wss", address, u.Scheme)
 		}
