@@ -1,0 +1,187 @@
+// Command atelier-hub is the hub: the REST API, the MQTT broker, the model
+// registry, the fleet and the telemetry store in one program with one data
+// directory.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+const usage = `atelier-hub holds workspaces, their model registry, their devices and telemetry.
+
+usage:
+  atelier-hub [flags]                 run the hub; the first start prints how to log in
+  atelier-hub admin-token [flags]     make another admin token, while the hub does not run
+  atelier-hub broker-files [flags]    write the certificates that another MQTT broker needs
+  atelier-hub new-epoch [flags]       after restoring a backup: let devices accept desired states anew
+  atelier-hub version
+
+flags:
+`
+
+// run runs one command line and returns its exit code: 1 where it failed, 2 for
+// wrong usage.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	command := "run"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	flags := flag.NewFlagSet("atelier-hub", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	c := config{out: stdout}
+	c.register(flags)
+	flags.Usage = func() {
+		_, _ = fmt.Fprint(stderr, usage)
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	if flags.NArg() > 0 {
+		_, _ = fmt.Fprintf(stderr, "Error: unexpected argument %q\n", flags.Arg(0))
+		return 2
+	}
+	if err := c.check(); err != nil {
+		printError(stderr, err)
+		return 2
+	}
+	level := slog.LevelInfo
+	if c.debug {
+		level = slog.LevelDebug
+	}
+	c.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+
+	commands := map[string]func(context.Context, config) error{
+		"run": serve, "admin-token": adminToken, "broker-files": brokerFiles, "new-epoch": newEpoch,
+		"version": func(context.Context, config) error {
+			_, err := fmt.Fprintln(stdout, "atelier-hub", version)
+			return err
+		},
+	}
+	do, ok := commands[command]
+	if !ok {
+		_, _ = fmt.Fprintf(stderr, "Error: %q is no command of atelier-hub; see atelier-hub --help\n", command)
+		return 2
+	}
+	if err := do(ctx, c); err != nil {
+		printError(stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func printError(w io.Writer, err error) {
+	_, _ = fmt.Fprintln(w, "Error:", err)
+	var e *atelier.Error
+	if errors.As(err, &e) && e.Remedy != "" {
+		_, _ = fmt.Fprintln(w, "  "+e.Remedy)
+	}
+}
+
+// config is what the hub was started with.
+type config struct {
+	data, listen, mqtt, store, broker, brokerOut string
+	hosts                                        list
+	retention, lateness, deviceLife              time.Duration
+	debug                                        bool
+
+	out io.Writer
+	log *slog.Logger
+}
+
+// list is a flag that may be repeated.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(s string) error {
+	*l = append(*l, s)
+	return nil
+}
+
+func (c *config) register(flags *flag.FlagSet) {
+	flags.StringVar(&c.data, "data", "/var/lib/atelier-hub", "the hub's one `directory`")
+	flags.StringVar(&c.listen, "listen", ":8443", "`address` of the REST API (HTTPS), and of MQTT over WebSocket at /mqtt")
+	flags.StringVar(&c.mqtt, "mqtt", ":8883", "`address` of the embedded broker (MQTT over TLS)")
+	flags.Var(&c.hosts, "host", "`name` or IP address under which people and devices reach the hub; may be repeated, the first is told to devices (default the machine's name, or the address of --listen)")
+	flags.StringVar(&c.store, "store", "", "`URL` of a PostgreSQL database for the metadata, postgres://…; SQLite in the data directory where empty")
+	flags.StringVar(&c.broker, "mqtt-broker", "", "`URL` of an MQTT broker to use in place of the embedded one, ssl://HOST:PORT; see docs/brokers.md")
+	flags.StringVar(&c.brokerOut, "out", "broker-files", "`directory` that broker-files writes to")
+	flags.DurationVar(&c.retention, "retention", 15*24*time.Hour, "how long telemetry is kept")
+	flags.DurationVar(&c.lateness, "lateness", 7*24*time.Hour, "how late telemetry may come from devices that were away")
+	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
+	flags.BoolVar(&c.debug, "debug", false, "log more")
+}
+
+func (c *config) check() error {
+	for name, address := range map[string]string{"listen": c.listen, "mqtt": c.mqtt} {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return atelier.Errorf(atelier.Invalid, "--%s %q is no address: %w", name, address, err).
+				WithRemedy("Write it as HOST:PORT or :PORT.")
+		}
+	}
+	if c.broker != "" && !strings.HasPrefix(c.broker, "ssl://") && !strings.HasPrefix(c.broker, "wss://") {
+		return atelier.Errorf(atelier.Invalid, "--mqtt-broker %q does not begin with ssl:// or wss://", c.broker).
+			WithRemedy("Devices prove who they are by certificate, so the broker must speak TLS.")
+	}
+	if c.deviceLife < time.Minute {
+		return atelier.Errorf(atelier.Invalid, "--device-certificates %s is shorter than a minute", c.deviceLife)
+	}
+	var err error
+	c.data, err = filepath.Abs(c.data)
+	return err
+}
+
+// host is the name under which devices are told to reach the hub.
+func (c *config) host() string {
+	if len(c.hosts) > 0 {
+		return c.hosts[0]
+	}
+	if host, _, err := net.SplitHostPort(c.listen); err == nil && host != "" {
+		if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+			return host
+		}
+	}
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "localhost"
+}
+
+// names are all names that the hub's certificate must hold.
+func (c *config) names() []string { return append(append([]string{}, c.hosts...), c.host()) }
+
+// at returns the address under which devices reach a listener.
+func (c *config) at(l net.Addr) string {
+	_, port, err := net.SplitHostPort(l.String())
+	if err != nil {
+		return l.String()
+	}
+	return net.JoinHostPort(c.host(), port)
+}
