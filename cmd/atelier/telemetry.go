@@ -18,7 +18,7 @@ func (a *app) telemetryCommand() *cobra.Command {
 	query := &cobra.Command{
 		Use: "query PROMQL", Short: "Ask the workspace's telemetry in PromQL", Args: exactly(1),
 		Example: `  atelier telemetry query 'sum by (endpoint) (rate(atelier_endpoint_requests_total[5m]))'
-  atelier telemetry query system_memory_utilization --since 1h --step 1m`,
+  atelier telemetry query system_memory_usage_bytes --since 1h --step 1m`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, ws, err := a.open()
 			if err != nil {

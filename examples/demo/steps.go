@@ -214,7 +214,7 @@ func (d *demo) hubAway(ctx context.Context) error {
 	back := time.Now()
 	away := int(back.Sub(left).Seconds())
 	fmt.Printf("\n  The hub was away for %d s. What the devices measured meanwhile, by device:\n\n", away)
-	query := fmt.Sprintf("sum by (device) (count_over_time(system_memory_utilization[%ds] @ %d))", away, back.Unix())
+	query := fmt.Sprintf("sum by (device) (count_over_time(system_memory_usage_bytes[%ds] @ %d))", away, back.Unix())
 	err = boot.Eventually(ctx, 60*time.Second, func() error {
 		out, err := d.quietly(ctx, "telemetry", "query", query, "-o", "json")
 		if err != nil {
