@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -673,5 +674,39 @@ func TestLargeContentNeedsConstantMemory(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 		t.Fatalf("%d bytes were allocated for %d bytes of content", n, int64(size))
+	}
+}
+
+func TestLinkToAnotherFileSystemSaysSo(t *testing.T) {
+	t.Parallel()
+	disk := durabletest.NewDisk()
+	s := open(t, disk)
+	d := put(t, s, sample(100, 13))
+	disk.FailAt(1, syscall.EXDEV)
+	wantCode(t, s.Link(d, "/model.onnx"), atelier.Unsupported)
+}
+
+func TestAbortDropsWhatCameIn(t *testing.T) {
+	t.Parallel()
+	disk := durabletest.NewDisk()
+	s := open(t, disk)
+	data := sample(5*piece, 14)
+	in, err := s.Ingest(atelier.DigestOf(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fill(in, data, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second finds nothing, and that is fine
+		if err := s.Abort(in.Digest()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := files(t, disk, "/content"); len(left) > 0 {
+		t.Fatalf("%v stayed", left)
 	}
 }

@@ -1,8 +1,11 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -136,10 +139,10 @@ func TestSenderDropsARevokedPeer(t *testing.T) {
 		c := sample(10*smallestChunk, 3)
 		w := start(t, c)
 		w.down.rate = 1 << 20
-		allowed := true
+		var revoked atomic.Bool
 		open := w.open
 		w.open = func(ctx context.Context, p string, d atelier.Digest) (Blob, error) {
-			if !allowed {
+			if revoked.Load() {
 				return nil, atelier.Errorf(atelier.Forbidden, "the device was revoked")
 			}
 			return open(ctx, p, d)
@@ -147,7 +150,7 @@ func TestSenderDropsARevokedPeer(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- w.fetch(c) }()
 		time.Sleep(2 * time.Second)
-		allowed = false
+		revoked.Store(true)
 		w.sender.Drop("device")
 		wantCode(t, <-done, atelier.Forbidden)
 		if w.down.sent() > 6*smallestChunk {
@@ -208,7 +211,10 @@ func TestRandomFrames(t *testing.T) {
 				}
 				return encodeCancel(id)
 			}
+			var mu sync.Mutex // guards rng
 			w.down.fault = func(_ int, f []byte) [][]byte {
+				mu.Lock()
+				defer mu.Unlock()
 				id := idOf(f)
 				if rng.IntN(4) > 0 {
 					return [][]byte{f}
@@ -216,6 +222,8 @@ func TestRandomFrames(t *testing.T) {
 				return [][]byte{f, noise([]kind{kindPlan, kindGone, kindData, kindOpen}[rng.IntN(4)], id, int64(len(c)))}
 			}
 			w.up.fault = func(_ int, f []byte) [][]byte {
+				mu.Lock()
+				defer mu.Unlock()
 				id := idOf(f)
 				return [][]byte{noise([]kind{kindWant, kindCancel, kindPlan}[rng.IntN(3)], id, int64(len(c))), f}
 			}
@@ -230,4 +238,66 @@ func TestRandomFrames(t *testing.T) {
 func idOf(frame []byte) uint64 {
 	_, id, _, _ := unseal(frame, 1<<30)
 	return id
+}
+
+func TestBusySenderIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(1000, 6)
+		w := start(t, c)
+		w.sopts = SenderOptions{Transfers: 1}
+		w.startSender()
+		w.sender.Handle("other", mustOpen(t, 1, c, DefaultMaxFrame))
+		synctest.Wait()
+		if err := w.fetch(c); err != nil { // waits until the other is idle for too long
+			t.Fatal(err)
+		}
+		if took := time.Since(epoch); took < time.Minute {
+			t.Fatalf("there was room after %v already", took)
+		}
+	})
+}
+
+// failing is a blob that cannot be read any more after its plan was made.
+type failing struct{ memory }
+
+func (f failing) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) != 64<<10 { // not the plan's reading
+		return 0, errors.New("the disk is broken")
+	}
+	return f.memory.ReadAt(p, off)
+}
+
+func TestSenderThatCannotReadSaysSo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(smallestChunk, 7)
+		w := start(t, c)
+		w.open = func(context.Context, string, atelier.Digest) (Blob, error) {
+			return failing{memory{bytes.NewReader(c)}}, nil
+		}
+		wantCode(t, w.fetch(c), atelier.Internal)
+		synctest.Wait()
+		if n := w.sender.Active(); n != 0 {
+			t.Fatalf("%d transfers are left", n)
+		}
+	})
+}
+
+// A connection that takes no frame for a while is as one that loses them.
+func TestSendingFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(3*smallestChunk, 8)
+		w := start(t, c)
+		w.down.latency = 10 * time.Millisecond
+		w.down.broken, w.up.broken = 10*time.Second, 5*time.Second
+		if err := w.fetch(c); err != nil {
+			t.Fatal(err)
+		}
+		w.down.broken = time.Since(epoch) + 10*time.Second
+		if err := w.fetch(sample(10, 1)); atelier.CodeOf(err) != atelier.NotFound {
+			t.Fatalf("got %v, want NotFound in the end", err)
+		}
+	})
 }

@@ -19,7 +19,8 @@ import (
 // second, and through fault, which says what arrives of a frame.
 type line struct {
 	latency time.Duration
-	rate    float64 // 0 for no limit
+	rate    float64       // 0 for no limit
+	broken  time.Duration // since epoch: how long sending fails
 	fault   func(n int, frame []byte) [][]byte
 	deliver func([]byte)
 
@@ -35,6 +36,9 @@ type sentFrame struct {
 }
 
 func (l *line) send(frame []byte) error {
+	if time.Since(epoch) < l.broken {
+		return errors.New("not connected")
+	}
 	l.mu.Lock()
 	l.n++
 	n := l.n
