@@ -67,12 +67,12 @@ type BlobParam struct {
 }
 
 func (s *server) upload(ctx context.Context, in *UploadParam) (*answer[blobInfo], error) {
-	body := in.body()
-	defer body.done()
+	body := in.body(s.stall)
 	b, err := s.registry.Upload(ctx, workspaceOf(ctx), body, atelier.Digest(in.Digest), in.r.ContentLength)
 	if err != nil {
 		return nil, err
 	}
+	body.done()
 	return &answer[blobInfo]{blobInfo{atelier.Digest(b.Name), b.Size}}, nil
 }
 
@@ -82,7 +82,7 @@ func (s *server) getBlob(ctx context.Context, in *BlobParam) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return serveBlob(b, d.Short()), nil
+	return s.serveBlob(b, d.Short()), nil
 }
 
 // contentDisposition makes browsers save content and never show it.

@@ -95,10 +95,9 @@ func (s *server) reserve(c huma.Context, key string) (store.Answer, cipher.AEAD,
 	request := sha256.New()
 	fmt.Fprintf(request, "%s\n%s\n", c.Method(), url.RequestURI())
 	request.Write(bodyOf(c))
-	name := sha256.Sum256([]byte("atelier idempotency key\x00" + key))
 	now := s.now()
 	a := store.Answer{
-		Actor: string(p.Kind) + ":" + p.ID, Key: hex.EncodeToString(name[:]), Request: hex.EncodeToString(request.Sum(nil)),
+		Actor: string(p.Kind) + ":" + p.ID, Key: keyName(key), Request: hex.EncodeToString(request.Sum(nil)),
 		Header: json.RawMessage(`{"boot":"` + s.boot + `"}`), Now: now, Expires: now.Add(idempotencyTime),
 	}
 	seal, err := sealer(secretFrom(ctx), key)
@@ -129,6 +128,12 @@ func (s *server) reserve(c huma.Context, key string) (store.Answer, cipher.AEAD,
 		return a, nil, s.unanswered(held)
 	}
 	return held, seal, nil
+}
+
+// keyName is what a key is remembered under: the key itself opens the answer.
+func keyName(key string) string {
+	name := sha256.Sum256([]byte("atelier idempotency key\x00" + key))
+	return hex.EncodeToString(name[:])
 }
 
 // unanswered tells why a reserved key has no answer.

@@ -56,7 +56,7 @@ type operation struct {
 	Stream string
 	// Reply is the media type of the answer where it is not JSON.
 	Reply string
-	// Ranges tells that parts of the answer can be asked for; see serveBlob.
+	// Ranges tells that parts of the answer can be asked for; see server.serveBlob.
 	Ranges bool
 }
 
@@ -89,7 +89,7 @@ func register[I, O any](s *server, api huma.API, op operation, handler func(cont
 		h.Middlewares = append(h.Middlewares, s.watch(op))
 	}
 	if op.Stream != "" {
-		h.RequestBody = &huma.RequestBody{Required: true, Content: binary(op.Stream)}
+		h.RequestBody = &huma.RequestBody{Required: true, Content: bytesOf(op.Stream)}
 	} else if op.Method != http.MethodGet && op.Method != http.MethodHead {
 		h.Middlewares = append(h.Middlewares, s.readBody)
 		if op.idempotent() {
@@ -138,7 +138,7 @@ func (op operation) describeReply(h *huma.Operation) {
 	var content map[string]*huma.MediaType
 	switch {
 	case op.Reply != "":
-		content = binary(op.Reply)
+		content = bytesOf(op.Reply)
 	case op.Watch:
 		content = map[string]*huma.MediaType{
 			"application/json": {}, // huma fills in the schema
@@ -155,8 +155,8 @@ func (op operation) describeReply(h *huma.Operation) {
 	}
 }
 
-// binary is the content of a body or an answer that is no JSON.
-func binary(mediaType string) map[string]*huma.MediaType {
+// bytesOf is the content of a body or an answer that is no JSON.
+func bytesOf(mediaType string) map[string]*huma.MediaType {
 	return map[string]*huma.MediaType{mediaType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}
 }
 
@@ -208,12 +208,12 @@ func (s *server) allow(ctx context.Context, verb access.Verb, ws string, object 
 	return context.WithValue(ctx, workspaceKey, w), err
 }
 
-// readBody reads a JSON body whole, within bounds of size and time, and lifts the
-// deadline again: left in place it would end a request that works for long.
+// readBody reads a JSON body whole, within bounds of size and time. Then it lifts
+// the deadline: left in place it would end a request that works for long. Where it
+// refuses the body the deadline stays, since net/http goes on reading.
 func (s *server) readBody(c huma.Context, next func(huma.Context)) {
 	_ = c.SetReadDeadline(time.Now().Add(bodyPatience)) // not every transport has deadlines
 	body, err := io.ReadAll(io.LimitReader(c.BodyReader(), maxBody+1))
-	_ = c.SetReadDeadline(time.Time{})
 	switch {
 	case err != nil:
 		fail(c, atelier.Errorf(atelier.Timeout, "the body of the request did not arrive whole: %w", err))
@@ -221,6 +221,7 @@ func (s *server) readBody(c huma.Context, next func(huma.Context)) {
 		fail(c, atelier.Errorf(atelier.TooLarge, "the body has more than %d bytes", maxBody).
 			WithRemedy("Send content to …/blobs, and name it by its digest here."))
 	default:
+		_ = c.SetReadDeadline(time.Time{})
 		next(&bodyContext{humaContext: c, body: body})
 	}
 }

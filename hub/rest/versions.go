@@ -127,6 +127,6 @@ func (s *server) registerVersions(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return serveBlob(b, f.Path), nil
+		return s.serveBlob(b, f.Path), nil
 	})
 }
