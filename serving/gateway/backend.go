@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"bufio"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// The pool of connections to one module.
+const (
+	maxIdle     = 64
+	idleFor     = 2 * time.Minute // shorter than atelier-serve waits
+	dialTimeout = 5 * time.Second
+)
+
+// backend is one rollout of a module, with its counts and its idle connections.
+type backend struct {
+	endpoint string
+	atelier.Backend
+
+	inFlight atomic.Int64
+	requests [6]atomic.Uint64 // by the first digit of the status
+	buckets  []atomic.Uint64
+	nanos    atomic.Uint64
+
+	mu   sync.Mutex
+	idle []*backendConn // the one that was used last comes last
+	gone bool           // no route leads here any more
+}
+
+func newBackend(endpoint string, b atelier.Backend) *backend {
+	return &backend{endpoint: endpoint, Backend: b, buckets: make([]atomic.Uint64, len(atelier.LatencyBounds)+1)}
+}
+
+// backendConn is one connection to a module.
+type backendConn struct {
+	timed
+	r    *bufio.Reader
+	used time.Time
+}
+
+// get returns an idle connection, or a new one, and whether it was used before.
+func (b *backend) get() (c *backendConn, reused bool, err error) {
+	b.mu.Lock()
+	if n := len(b.idle); n > 0 {
+		c, b.idle = b.idle[n-1], b.idle[:n-1]
+	}
+	b.mu.Unlock()
+	if c != nil {
+		if time.Since(c.used) < idleFor {
+			return c, true, nil
+		}
+		_ = c.Close() // the others are older still: they go in put
+	}
+	c, err = b.dial()
+	return c, false, err
+}
+
+func (b *backend) dial() (*backendConn, error) {
+	conn, err := net.DialTimeout("unix", b.Socket, dialTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return &backendConn{timed: timed{Conn: conn}, r: bufio.NewReaderSize(conn, maxHead)}, nil
+}
+
+// put takes back a connection whose last answer was read to its end.
+func (b *backend) put(c *backendConn) {
+	c.used = time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.gone || c.r.Buffered() > 0 || len(b.idle) >= maxIdle {
+		_ = c.Close() // nothing is lost with it
+		return
+	}
+	if len(b.idle) > 0 && time.Since(b.idle[0].used) > idleFor {
+		_ = b.idle[0].Close() // likewise
+		b.idle = append(b.idle[:0], b.idle[1:]...)
+	}
+	b.idle = append(b.idle, c)
+}
+
+// depart closes the idle connections; those in use are closed when they come back.
+func (b *backend) depart() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gone = true
+	for _, c := range b.idle {
+		_ = c.Close() // nothing is lost with it
+	}
+	b.idle = nil
+}
+
+// stay undoes depart: a newer table leads here again.
+func (b *backend) stay() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gone = false
+}
+
+// record counts one answer.
+func (b *backend) record(status int, took time.Duration) {
+	if class := status / 100; class > 0 && class < len(b.requests) {
+		b.requests[class].Add(1)
+	}
+	i, seconds := 0, took.Seconds()
+	for i < len(atelier.LatencyBounds) && seconds > atelier.LatencyBounds[i] {
+		i++
+	}
+	b.buckets[i].Add(1)
+	b.nanos.Add(uint64(max(took, 0)))
+}
+
+// counters returns the counts so far.
+func (b *backend) counters() atelier.EndpointCounters {
+	c := atelier.EndpointCounters{
+		Endpoint: b.endpoint, Deployment: b.Deployment, Rollout: b.Rollout, Model: b.Model, Version: b.Version,
+		Requests: map[string]uint64{}, Buckets: make([]uint64, len(b.buckets)),
+		Seconds: float64(b.nanos.Load()) / 1e9, InFlight: b.inFlight.Load(),
+	}
+	for class := range b.requests {
+		if n := b.requests[class].Load(); n > 0 {
+			c.Requests[string(rune('0'+class))+"xx"] = n
+		}
+	}
+	for i := range b.buckets {
+		c.Buckets[i] = b.buckets[i].Load()
+	}
+	return c
+}

@@ -1,0 +1,336 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// maxDiscard is how much of an unwanted body is read so that a client gets to
+// read why it is unwanted.
+const maxDiscard = 256 << 10
+
+// client is one connection of a client. Its requests come one after the other.
+type client struct {
+	g    *Gateway
+	conn timed
+	r    *bufio.Reader
+	wait waiting
+
+	// idle is true while no request is in progress: then the connection may be
+	// closed at any time.
+	idle    atomic.Bool
+	leaving atomic.Bool
+
+	rawHead []byte // of the request, which req points into
+	req     requestHead
+	rawResp []byte // of the answer, which resp points into
+	resp    responseHead
+	id      string // of the request; "" outside any endpoint
+	out     []byte // what is about to be written
+	body    []byte // of the request, where it is small enough to be sent twice
+	stream  *bodyReader
+	written bool // a part of an answer is out
+}
+
+func newClient(g *Gateway, conn net.Conn) *client {
+	return &client{g: g, conn: timed{Conn: conn}, r: bufio.NewReaderSize(conn, maxHead)}
+}
+
+// leave ends the connection when its request, if there is one, is answered.
+func (c *client) leave() {
+	c.leaving.Store(true)
+	if c.idle.Load() {
+		_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // wakes serve, which then leaves; it fails only with the connection
+	}
+}
+
+// serve answers requests until the connection ends.
+func (c *client) serve() {
+	defer c.conn.Close()
+	for !c.leaving.Load() && c.next() {
+	}
+}
+
+// turnAway answers that there are too many clients.
+func (c *client) turnAway() {
+	defer c.conn.Close()
+	c.conn.mustRead(time.Second)
+	c.fail(http.StatusServiceUnavailable, atelier.Errorf(atelier.Unavailable, "too many clients are connected").
+		WithRemedy("Try again in a moment."), false)
+}
+
+// next answers one request and reports whether another may come.
+func (c *client) next() bool {
+	c.id, c.stream, c.written, c.body, c.out = "", nil, false, c.body[:0], c.out[:0]
+	if cap(c.body) > maxKept {
+		c.body = nil
+	}
+	if cap(c.out) > maxKept {
+		c.out = nil
+	}
+	if !c.await() {
+		return false
+	}
+	begin := time.Now()
+	head, err := readHead(c.r, func() { c.conn.mustRead(c.g.opts.Times.Head) })
+	switch {
+	case errors.Is(err, bufio.ErrBufferFull):
+		return c.fail(http.StatusRequestHeaderFieldsTooLarge, atelier.Errorf(atelier.TooLarge, "the request's head is larger than %d bytes", maxHead), false)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return c.fail(http.StatusRequestTimeout, atelier.Errorf(atelier.Timeout, "the request's head did not come within %v", c.g.opts.Times.Head), false)
+	case err != nil:
+		return false
+	}
+	c.rawHead = append(c.rawHead[:0], head...)
+	_, _ = c.r.Discard(len(head)) // it is in the buffer
+	if err := parseRequest(c.rawHead, &c.req); err != nil {
+		status := http.StatusBadRequest
+		if atelier.CodeOf(err) == atelier.Unsupported {
+			status = http.StatusNotImplemented
+		}
+		return c.fail(status, err, false)
+	}
+	c.stream = newBodyReader(c.r, c.req.body, c.g.opts.MaxBody)
+	return c.route(begin)
+}
+
+// maxKept is the largest buffer that a connection keeps between requests.
+const maxKept = 128 << 10
+
+// await waits for the first byte of a request.
+func (c *client) await() bool {
+	if c.r.Buffered() > 0 {
+		return true
+	}
+	c.conn.mustRead(c.g.opts.Times.Idle)
+	c.idle.Store(true)
+	defer c.idle.Store(false)
+	if c.leaving.Load() {
+		return false
+	}
+	_, err := c.r.Peek(1)
+	return err == nil
+}
+
+// readHead returns a head with its empty line. It stays in r's buffer until the
+// next read. slow is called when it has not come at once.
+func readHead(r *bufio.Reader, slow func()) ([]byte, error) {
+	for late := false; ; {
+		if _, err := r.Peek(1); err != nil {
+			return nil, err
+		}
+		seen, err := r.Peek(r.Buffered())
+		if err != nil {
+			return nil, err
+		}
+		if bytes.HasPrefix(seen, headEnd[:2]) { // an empty line before the head: RFC 9112, section 2.2
+			_, _ = r.Discard(2) // it is in the buffer
+			continue
+		}
+		if end := bytes.Index(seen, headEnd); end >= 0 {
+			return seen[:end+len(headEnd)], nil
+		}
+		if !late {
+			late = true
+			slow()
+		}
+		if _, err := r.Peek(len(seen) + 1); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// route finds out what the request is for, and answers it.
+func (c *client) route(begin time.Time) bool {
+	path, _, _ := bytes.Cut(c.req.target, []byte("?"))
+	if string(path) == "/" || string(path) == "/healthz" {
+		if m := string(c.req.method); m != "GET" && m != "HEAD" {
+			return c.fail(http.StatusMethodNotAllowed, atelier.Errorf(atelier.Invalid, "method %.20s came, GET was expected", m), true)
+		}
+		return c.answer(http.StatusOK, "application/json", []byte(`{"status":"ok"}`), "", true)
+	}
+	name, rest, slash := bytes.Cut(c.req.target[1:], []byte("/"))
+	if !slash { // /endpoint, perhaps with a query
+		var query []byte
+		if name, query, slash = bytes.Cut(name, []byte("?")); slash {
+			rest = append([]byte("?"), query...)
+		}
+	}
+	r := c.g.table.Load().byEndpoint[string(name)]
+	if r == nil {
+		return c.fail(http.StatusNotFound, atelier.Errorf(atelier.NotFound, "there is no endpoint %.80q on this device", name).
+			WithRemedy("Look at 'atelier endpoint list' for the endpoints and their addresses."), true)
+	}
+	c.id = newRequestID(r.backend.Rollout)
+	refuse := func(status int, err error, reusable bool) bool {
+		again := c.fail(status, err, reusable)
+		r.backend.record(status, time.Since(begin))
+		return again
+	}
+	if !c.authenticated(r) {
+		return refuse(http.StatusUnauthorized, atelier.Errorf(atelier.Unauthenticated, "no or no valid key of endpoint %s came", name).
+			WithRemedy("Send one of the endpoint's keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'; 'atelier endpoint keys' shows them."), true)
+	}
+	if c.req.body.length > c.g.opts.MaxBody {
+		return refuse(http.StatusRequestEntityTooLarge, errTooLarge, false)
+	}
+	x := exchange{client: c, endpoint: string(name), path: rest, begin: begin}
+	return x.run()
+}
+
+// authenticated reports whether the request carries one of the route's keys.
+func (c *client) authenticated(r *route) bool {
+	for _, f := range c.req.fields {
+		switch {
+		case is(f.name, "authorization"):
+			scheme, key, _ := bytes.Cut(f.value, []byte(" "))
+			if is(scheme, "bearer") && r.admits(bytes.TrimLeft(key, " ")) {
+				return true
+			}
+		case is(f.name, "x-api-key"):
+			if r.admits(f.value) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// newRequestID makes the id of one request. The rollout leads to deployment,
+// package and model.
+func newRequestID(rollout string) string {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails
+	b := make([]byte, len(rollout)+1+2*len(random))
+	n := copy(b, rollout)
+	b[n] = '-'
+	hex.Encode(b[n+1:], random[:])
+	return string(b)
+}
+
+// problem is the body of an error (RFC 9457).
+type problem struct {
+	Type    string       `json:"type"`
+	Title   string       `json:"title"`
+	Status  int          `json:"status"`
+	Detail  string       `json:"detail"`
+	Code    atelier.Code `json:"code"`
+	Remedy  string       `json:"remedy,omitempty"`
+	Field   string       `json:"field,omitempty"`
+	Request string       `json:"request,omitempty"`
+}
+
+// fail answers with an error; reusable says whether the connection could go on.
+// It reports whether it does.
+func (c *client) fail(status int, err error, reusable bool) bool {
+	p := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: err.Error(), Code: atelier.CodeOf(err), Request: c.id}
+	var e *atelier.Error
+	if errors.As(err, &e) {
+		p.Remedy, p.Field = e.Remedy, e.Field
+	}
+	body, err := json.Marshal(&p)
+	if err != nil {
+		return false
+	}
+	var more string
+	switch status {
+	case http.StatusUnauthorized:
+		more = "WWW-Authenticate: Bearer\r\n"
+	case http.StatusServiceUnavailable:
+		more = "Retry-After: 1\r\n"
+	}
+	return c.answer(status, "application/problem+json", body, more, reusable)
+}
+
+// answer writes an answer of the gateway's own. more are further header fields.
+func (c *client) answer(status int, contentType string, body []byte, more string, reusable bool) bool {
+	if c.written {
+		return false // something else has begun; only the connection's end can tell
+	}
+	// A client that waits for 100 has not sent its body and may never do so.
+	unread := c.stream != nil && !c.stream.done
+	keep := reusable && c.req.keepAlive && !(unread && c.req.expect) && !c.leaving.Load()
+	if keep && unread {
+		keep = c.discard()
+	}
+	b := append(c.out[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(status)...)
+	b = append(b, "\r\nContent-Type: "...)
+	b = append(b, contentType...)
+	b = append(b, "\r\n"...)
+	b = append(b, more...)
+	b = c.appendOwn(b, keep)
+	b = appendFraming(b, framing{length: int64(len(body))})
+	b = append(b, "\r\n"...)
+	if string(c.req.method) != "HEAD" {
+		b = append(b, body...)
+	}
+	c.out = b
+	if c.write(b) != nil {
+		return false
+	}
+	if !keep && (c.stream == nil || !c.stream.done) {
+		c.linger()
+	}
+	return keep
+}
+
+// appendOwn appends the fields that the gateway adds to every answer.
+func (c *client) appendOwn(b []byte, keep bool) []byte {
+	if c.id != "" {
+		b = append(b, atelier.HeaderRequestID+": "...)
+		b = append(b, c.id...)
+		b = append(b, "\r\n"...)
+	}
+	if !keep {
+		return append(b, "Connection: close\r\n"...)
+	}
+	if c.req.old {
+		return append(b, "Connection: keep-alive\r\n"...)
+	}
+	return b
+}
+
+// write writes b to the client.
+func (c *client) write(b []byte) error {
+	c.written = true
+	c.conn.mustWrite(c.g.opts.Times.Body)
+	_, err := c.conn.Write(b)
+	return err
+}
+
+// discard reads what is left of the body, if that is little, and reports whether
+// it is gone.
+func (c *client) discard() bool {
+	if c.req.body.length > maxDiscard {
+		return false
+	}
+	c.conn.mustRead(c.g.opts.Times.Head)
+	n, err := io.CopyN(io.Discard, c.stream, maxDiscard+1)
+	return errors.Is(err, io.EOF) && n <= maxDiscard
+}
+
+// linger closes the sending side and reads on for a moment: were the connection
+// closed with bytes unread, the client might lose the answer.
+func (c *client) linger() {
+	if half, ok := c.conn.Conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.conn.mustRead(time.Second)
+	_, _ = io.CopyN(io.Discard, c.r, 4*maxDiscard) // whatever it is, nobody wants it
+}

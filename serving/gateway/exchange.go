@@ -1,0 +1,370 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+const (
+	// maxReplay is the largest body that is held, so that it can be sent twice.
+	maxReplay = 1 << 20
+	// maxWhole is the largest answer that is written in one piece with its head.
+	maxWhole = 64 << 10
+	// piece is how much of a larger body passes at a time.
+	piece = 32 << 10
+	// attempts is how often a request is tried before it is given up.
+	attempts = 3
+)
+
+// exchange is one request and its answer.
+type exchange struct {
+	*client
+	endpoint string
+	path     []byte // the target without the endpoint and its slash
+	begin    time.Time
+	whole    bool // all of the body is in client.body
+	sent     bool // bytes of a body that is not held are on their way to a module
+	gone     bool // the client gave up
+}
+
+// statusGone is what a request counts as whose client did not wait for the answer.
+const statusGone = 499
+
+// failure is why an exchange with a module failed.
+type failure struct {
+	status int
+	err    error
+	again  bool // another attempt does no harm
+}
+
+// run answers the request and reports whether the client's connection goes on.
+func (x *exchange) run() bool {
+	if f := x.collect(); f != nil {
+		return x.giveUp(nil, f)
+	}
+	for attempt := 1; ; attempt++ {
+		b := x.g.acquire(x.endpoint)
+		if b == nil {
+			return x.giveUp(nil, &failure{status: http.StatusNotFound, err: atelier.Errorf(atelier.NotFound, "endpoint %s is no longer on this device", x.endpoint)})
+		}
+		x.setRollout(b)
+		keep, f := x.try(b)
+		if f == nil {
+			b.record(x.resp.status, time.Since(x.begin))
+			b.inFlight.Add(-1)
+			return keep
+		}
+		again := f.again && attempt < attempts && (x.whole || !x.sent)
+		if !again {
+			keep = x.giveUp(b, f)
+		}
+		b.inFlight.Add(-1)
+		if !again {
+			return keep
+		}
+	}
+}
+
+// setRollout makes the request's id lead to the backend that answers it.
+func (x *exchange) setRollout(b *backend) {
+	if n := len(x.id) - 17; x.id[:n] != b.Rollout {
+		x.id = b.Rollout + x.id[n:]
+	}
+}
+
+// giveUp answers with a failure, counted at b where there is one.
+func (x *exchange) giveUp(b *backend, f *failure) bool {
+	keep := x.fail(f.status, f.err, f.status >= 500 && x.whole)
+	if b == nil {
+		if r := x.g.table.Load().byEndpoint[x.endpoint]; r != nil {
+			b = r.backend
+		}
+	}
+	if b != nil {
+		status := f.status
+		if x.gone {
+			status = statusGone
+		}
+		b.record(status, time.Since(x.begin))
+	}
+	return keep
+}
+
+// collect reads the body as far as it is held.
+func (x *exchange) collect() *failure {
+	if x.req.body.empty() {
+		x.whole = true
+		return nil
+	}
+	if x.req.expect && x.r.Buffered() == 0 {
+		if err := x.write([]byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil {
+			return &failure{status: http.StatusBadRequest, err: err}
+		}
+		x.written = false
+	}
+	x.req.expect = false
+	if x.req.body.length > maxReplay {
+		return nil
+	}
+	if int64(x.r.Buffered()) < x.req.body.length || x.req.body.chunked {
+		x.conn.mustRead(2 * x.g.opts.Times.Body)
+	}
+	for len(x.body) <= maxReplay {
+		if len(x.body) == cap(x.body) {
+			x.body = grow(x.body, x.req.body.length)
+		}
+		n, err := x.stream.Read(x.body[len(x.body):cap(x.body)])
+		x.body = x.body[:len(x.body)+n]
+		if err == nil && !x.stream.done {
+			continue
+		}
+		if err == nil || errors.Is(err, io.EOF) {
+			x.whole = true
+			return nil
+		}
+		return bodyFailure(err)
+	}
+	return nil
+}
+
+// grow makes room in b: for a body of length bytes, or for twice as much as before.
+func grow(b []byte, length int64) []byte {
+	size := max(2*cap(b), 4<<10)
+	if length > int64(cap(b)) {
+		size = int(min(length, maxReplay))
+	}
+	return append(make([]byte, 0, min(size, maxReplay+piece)), b...)
+}
+
+// bodyFailure says what was wrong with a request's body.
+func bodyFailure(err error) *failure {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return &failure{status: http.StatusRequestEntityTooLarge, err: err}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &failure{status: http.StatusRequestTimeout, err: atelier.Errorf(atelier.Timeout, "the request's body did not come in time")}
+	case atelier.CodeOf(err) == atelier.Invalid:
+		return &failure{status: http.StatusBadRequest, err: err}
+	}
+	return &failure{status: http.StatusBadRequest, err: atelier.Errorf(atelier.Invalid, "the request's body broke off")}
+}
+
+// try sends the request to b's module and relays its answer.
+func (x *exchange) try(b *backend) (keep bool, f *failure) {
+	m, reused, err := b.get()
+	if err != nil {
+		// Nothing was sent; a newer table may lead to another module.
+		return false, &failure{
+			status: http.StatusServiceUnavailable, again: x.moved(b),
+			err: atelier.Errorf(atelier.Unavailable, "the module of endpoint %s does not answer", x.endpoint).
+				WithRemedy("Try again in a moment; 'atelier why' tells more if it stays so."),
+		}
+	}
+	if f := x.send(m); f != nil {
+		if f.status != 0 {
+			_ = m.Close() // the module is told by this that the request is torn
+			return false, f
+		}
+		// The module does not take more. It may have answered already.
+	}
+	if f := x.receive(m); f != nil {
+		_ = m.Close() // what it is worth is unknown
+		// A fresh connection that broke says that the module did.
+		f.again = f.again && !x.gone && (reused || x.moved(b))
+		return false, f
+	}
+	keep, clean := x.relay(m)
+	if clean {
+		b.put(m)
+	} else {
+		_ = m.Close() // something may still be on its way
+	}
+	return keep, nil
+}
+
+// moved reports whether the endpoint leads elsewhere than to b by now.
+func (x *exchange) moved(b *backend) bool {
+	r := x.g.table.Load().byEndpoint[x.endpoint]
+	return r != nil && r.backend != b
+}
+
+// send writes the request. A failure without a status is the module's, whose
+// answer may be there all the same.
+func (x *exchange) send(m *backendConn) *failure {
+	broken := &failure{}
+	frame := framing{length: int64(len(x.body))}
+	if !x.whole {
+		frame = x.req.body
+	}
+	out := append(x.out[:0], x.req.method...)
+	out = append(out, " /"...)
+	out = append(out, x.path...)
+	out = append(out, " HTTP/1.1\r\n"...)
+	if !x.req.host {
+		out = append(out, "Host: module\r\n"...)
+	}
+	out = appendFields(out, x.req.fields, "authorization", "x-api-key", "x-atelier-request-id")
+	out = append(out, atelier.HeaderRequestID+": "...)
+	out = append(out, x.id...)
+	out = append(out, "\r\n"...)
+	if !x.whole || len(x.body) > 0 || !isAny(x.req.method, []string{"get", "head"}) {
+		out = appendFraming(out, frame)
+	}
+	out = append(out, "\r\n"...)
+	if frame.chunked && len(x.body) > 0 {
+		out = appendChunk(out, x.body)
+	} else {
+		out = append(out, x.body...)
+	}
+	x.out = out
+	m.mustWrite(x.g.opts.Times.Body)
+	if _, err := m.Write(out); err != nil {
+		return broken
+	}
+	if x.whole {
+		return nil
+	}
+	x.sent = true
+	buf := make([]byte, piece)
+	for !x.stream.done {
+		x.conn.mustRead(x.g.opts.Times.Body)
+		n, err := x.stream.Read(buf)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return bodyFailure(err)
+		}
+		p := buf[:n]
+		if frame.chunked {
+			x.out = x.out[:0]
+			if n > 0 {
+				x.out = appendChunk(x.out, p)
+			}
+			if x.stream.done {
+				x.out = appendChunk(x.out, nil)
+			}
+			p = x.out
+		}
+		m.mustWrite(x.g.opts.Times.Body)
+		if _, err := m.Write(p); err != nil {
+			return broken
+		}
+	}
+	return nil
+}
+
+// receive reads the head of the module's answer.
+func (x *exchange) receive(m *backendConn) *failure {
+	died := func(format string, args ...any) *failure {
+		return &failure{status: http.StatusBadGateway, err: atelier.Errorf(atelier.Unavailable, "the module of endpoint "+x.endpoint+" "+format, args...).
+			WithRemedy("Send the request again; read the module's log with 'atelier device logs' if it stays so.")}
+	}
+	if err := x.awaitAnswer(m); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return &failure{status: http.StatusGatewayTimeout, err: atelier.Errorf(atelier.Timeout, "the module of endpoint %s did not answer within %v", x.endpoint, x.g.opts.Times.Answer)}
+		}
+		f := died("ended before it answered")
+		f.again = true
+		return f
+	}
+	for {
+		head, err := readHead(m.r, func() { m.mustRead(x.g.opts.Times.Body) })
+		if err != nil {
+			return died("broke off its answer")
+		}
+		// The head is copied out of the buffer before anything else is read.
+		x.rawResp = append(x.rawResp[:0], head...)
+		_, _ = m.r.Discard(len(head)) // it is in the buffer
+		if err := parseResponse(x.rawResp, x.req.method, &x.resp); err != nil {
+			return died("gave an answer that is not HTTP: %w", err)
+		}
+		if x.resp.status >= 200 || x.resp.status == http.StatusSwitchingProtocols {
+			break
+		}
+	}
+	if x.resp.status == http.StatusSwitchingProtocols {
+		return died("wants to switch protocols, which is not offered here")
+	}
+	return nil
+}
+
+// relay passes the answer on. It reports whether the client's connection goes
+// on, and whether the module's is clean.
+func (x *exchange) relay(m *backendConn) (keep, clean bool) {
+	frame := x.resp.body
+	keep = x.req.keepAlive && x.stream.done && !x.leaving.Load()
+	if frame.chunked || frame.length < 0 {
+		if x.req.old { // it knows no chunks: the connection's end is the body's
+			keep = false
+			frame = framing{length: -1}
+		} else {
+			frame = framing{chunked: true}
+		}
+	}
+	out := append(x.out[:0], "HTTP/1.1"...)
+	out = append(out, x.resp.line[8:]...)
+	out = append(out, "\r\n"...)
+	out = appendFields(out, x.resp.fields, "x-atelier-request-id")
+	out = x.appendOwn(out, keep)
+	switch {
+	case string(x.req.method) == "HEAD": // says how long the body would be
+		for _, f := range x.resp.fields {
+			if is(f.name, "content-length") {
+				out = append(append(append(out, "Content-Length: "...), f.value...), "\r\n"...)
+			}
+		}
+	case x.resp.status == http.StatusNoContent || x.resp.status == http.StatusNotModified:
+	case frame.chunked || frame.length >= 0:
+		out = appendFraming(out, frame)
+	}
+	out = append(out, "\r\n"...)
+	body := newBodyReader(m.r, x.resp.body, -1)
+	if !frame.chunked && frame.length >= 0 && frame.length <= maxWhole {
+		head := len(out)
+		out = append(out, make([]byte, frame.length)...)
+		if int64(m.r.Buffered()) < frame.length {
+			m.mustRead(x.g.opts.Times.Body)
+		}
+		n, err := io.ReadFull(body, out[head:])
+		x.out = out
+		if err != nil { // the client sees by the missing rest that it is torn
+			x.resp.status = http.StatusBadGateway // which is what it counts as
+			_ = x.write(out[:head+n])
+			return false, false
+		}
+		return x.write(out) == nil && keep, x.resp.keepAlive
+	}
+	x.out = out
+	if x.write(out) != nil {
+		return false, false
+	}
+	buf := make([]byte, piece)
+	for {
+		m.mustRead(x.g.opts.Times.Answer)
+		n, err := body.Read(buf)
+		if n > 0 {
+			p := buf[:n]
+			if frame.chunked {
+				x.out = appendChunk(x.out[:0], p)
+				p = x.out
+			}
+			if x.write(p) != nil {
+				return false, false
+			}
+		}
+		if errors.Is(err, io.EOF) || err == nil && body.done {
+			break
+		}
+		if err != nil {
+			x.resp.status = http.StatusBadGateway // it counts as torn
+			return false, false
+		}
+	}
+	if frame.chunked && x.write([]byte("0\r\n\r\n")) != nil {
+		return false, false
+	}
+	return keep, x.resp.keepAlive
+}
