@@ -86,7 +86,7 @@ func (d *demo) join(ctx context.Context) error {
 			return err
 		}
 		args := append(append([]string{}, join[1:]...), "--name", name, "--config", config)
-		if _, err := d.command(ctx, true, "atelier-agent", args...); err != nil {
+		if _, err := d.command(ctx, all, "atelier-agent", args...); err != nil {
 			return err
 		}
 		dev.agent = d.program("atelier-agent", name+"/agent.log", "run", "--config", config)
@@ -213,8 +213,8 @@ func (d *demo) hubAway(ctx context.Context) error {
 	}
 	back := time.Now()
 	away := int(back.Sub(left).Seconds())
-	fmt.Printf("\n  The hub was away for %d s. What the devices measured meanwhile, by device:\n\n", away)
-	query := fmt.Sprintf("sum by (device) (count_over_time(system_memory_usage_bytes[%ds] @ %d))", away, back.Unix())
+	fmt.Printf("\n  The hub was away for %d s. How often each device measured meanwhile, once a second:\n\n", away)
+	query := fmt.Sprintf("sum by (device) (count_over_time(system_uptime_seconds[%ds] @ %d))", away, back.Unix())
 	err = boot.Eventually(ctx, 60*time.Second, func() error {
 		out, err := d.quietly(ctx, "telemetry", "query", query, "-o", "json")
 		if err != nil {
