@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -203,6 +204,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	parts.Go(func() { a.follow(ctx) })
 	parts.Go(func() { a.upkeep(ctx) })
+	parts.Go(func() { slim(ctx) })
 	parts.Go(func() { a.serve(ctx, status) })
 	failed := make(chan error, 2) // one for each part that may fail
 	parts.Go(func() { failed <- a.sender.Run(ctx) })
@@ -265,6 +267,28 @@ func (a *agent) settings() config.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.config
+}
+
+// Giving memory back: the runtime keeps what the start needed for minutes, and
+// an agent that only waits would hold it all the time.
+const (
+	settled   = 20 * time.Second
+	giveEvery = 5 * time.Minute
+)
+
+// slim gives memory that is free back to the system.
+func slim(ctx context.Context) {
+	timer := time.NewTimer(settled)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			debug.FreeOSMemory()
+			timer.Reset(giveEvery)
+		}
+	}
 }
 
 // refill is how often a ballast that was given up is made again.

@@ -41,6 +41,9 @@ type conn struct {
 	onDown  func(session string, err error)
 	receive func([]byte)
 
+	other *conn         // the device's other connection
+	hurry chan struct{} // the other one came up: try at once
+
 	mu      sync.Mutex
 	current mqtt.Client   // nil while there is none
 	dropped chan struct{} // closed by drop; made anew for each connection
@@ -71,7 +74,10 @@ func (c *conn) run(ctx context.Context) {
 			which++
 		}
 		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", broker, "error", err, "retry_in", delay.Round(time.Millisecond))
-		if !c.opts.Sleep(ctx, delay) {
+		select {
+		case <-c.opts.After(delay):
+		case <-c.hurry:
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -114,6 +120,7 @@ func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
 	c.set(client, dropped)
 	defer c.set(nil, nil)
 	c.opts.Log.Info("connected to the hub", "channel", c.name, "broker", broker.Host)
+	c.other.nudge()
 	c.onUp(session.ID)
 	select {
 	case err := <-lost:
@@ -170,6 +177,17 @@ func (c *conn) dial(ctx context.Context, broker *url.URL) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", broker.Host)
 	}
 	return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", broker.Host)
+}
+
+// nudge ends a pause between two attempts.
+func (c *conn) nudge() {
+	if c.connected() {
+		return
+	}
+	select {
+	case c.hurry <- struct{}{}:
+	default:
+	}
 }
 
 func (c *conn) set(client mqtt.Client, dropped chan struct{}) {

@@ -69,8 +69,8 @@ type Options struct {
 	KeepAlive time.Duration
 	// Backoff says how long to wait between attempts; DefaultBackoff where zero.
 	Backoff Backoff
-	// Sleep waits, or returns false when ctx ends first. It is there for tests.
-	Sleep func(ctx context.Context, d time.Duration) bool
+	// After is time.After where nil. It is there for tests.
+	After func(d time.Duration) <-chan time.Time
 }
 
 // Backoff is an exponential back-off with full jitter: the wait before attempt n
@@ -81,8 +81,9 @@ type Backoff struct {
 	Random   func() float64 // in [0, 1)
 }
 
-// DefaultBackoff starts at a second and ends at two minutes.
-var DefaultBackoff = Backoff{Min: time.Second, Max: 2 * time.Minute, Random: rand.Float64}
+// DefaultBackoff starts at a second and ends at half a minute: 10,000 devices
+// then make some 670 attempts a second, which a hub can refuse as well as take.
+var DefaultBackoff = Backoff{Min: time.Second, Max: 30 * time.Second, Random: rand.Float64}
 
 // Delay returns the wait before attempt n, counted from 0.
 func (b Backoff) Delay(n int) time.Duration {
@@ -114,25 +115,28 @@ func New(opts Options) (*Link, error) {
 	if opts.Backoff.Random == nil {
 		opts.Backoff = DefaultBackoff
 	}
-	if opts.Sleep == nil {
-		opts.Sleep = sleep
+	if opts.After == nil {
+		opts.After = time.After
 	}
 	l := &Link{opts: opts}
 	h := opts.Handler
 	l.control = &conn{
-		opts: &l.opts, client: opts.Device, name: "control",
+		hurry: make(chan struct{}, 1),
+		opts:  &l.opts, client: opts.Device, name: "control",
 		topic: wire.DownTopic(opts.Device, wire.Control),
 		up:    wire.UpTopic(opts.Shard, opts.Device, wire.Control),
 		open:  h.Open, onUp: h.Up, onDown: h.Down, receive: h.Control,
 	}
 	l.content = &conn{
-		opts: &l.opts, client: opts.Device + wire.ContentClientSuffix, name: "content",
+		hurry: make(chan struct{}, 1),
+		opts:  &l.opts, client: opts.Device + wire.ContentClientSuffix, name: "content",
 		topic:   wire.DownTopic(opts.Device, wire.Content),
 		open:    func() (Session, error) { return Session{}, nil },
 		onUp:    func(string) { h.ContentUp() },
 		onDown:  func(string, error) {},
 		receive: h.Content,
 	}
+	l.control.other, l.content.other = l.content, l.control
 	return l, nil
 }
 
@@ -198,15 +202,4 @@ func Refused(err error) bool {
 	}
 	// crypto/tls exports no type for the alert that a peer sent.
 	return strings.Contains(err.Error(), "remote error: tls:") || errors.Is(err, packets.ErrorRefusedNotAuthorised)
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

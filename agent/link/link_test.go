@@ -312,12 +312,12 @@ func TestBacksOffWhileTheHubIsAway(t *testing.T) {
 	opts := options("tcp://127.0.0.1:1", e)
 	opts.Backoff = link.Backoff{Min: time.Second, Max: 10 * time.Second, Random: func() float64 { return 1 }}
 	slept := make(chan time.Duration, 64)
-	opts.Sleep = func(ctx context.Context, d time.Duration) bool {
+	opts.After = func(d time.Duration) <-chan time.Time {
 		select {
 		case slept <- d:
 		default:
 		}
-		return ctx.Err() == nil
+		return time.After(0)
 	}
 	start(t, opts)
 	counts := map[time.Duration]int{}
