@@ -78,7 +78,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return &device{
+	d := &device{
 		h: h, id: e.Device, ws: e.Workspace, name: e.Name, key: key, signer: signer, pinned: pinned, store: s,
 		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key},
 		facts: atelier.Facts{
@@ -87,6 +87,8 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{},
 	}
+	h.t.Cleanup(d.ends.Wait) // after the connections' ends, which are registered later
+	return d
 }
 
 func (d *device) topic(c wire.Channel) string { return wire.UpTopic(wire.DefaultShard, d.id, c) }
@@ -159,7 +161,6 @@ func (d *device) dial() {
 		cancel()
 		control.Disconnect(10)
 		bulk.Disconnect(10)
-		d.ends.Wait()
 	})
 	d.ends.Go(func() { _ = d.sender.Run(ctx) })
 	d.ends.Go(func() {

@@ -60,8 +60,8 @@ func (f *Fleet) control(ctx context.Context, p *peer, raw []byte) error {
 		return take(f, p, payload, func(r atelier.ReportedState) error { return f.reported(ctx, p, r) })
 	case wire.TypeBye:
 		return take(f, p, payload, func(b wire.Bye) error {
-			if b.Session == "" {
-				f.ignore(p.device, "bye without a session")
+			if b.Session == "" || b.Session != f.heard(p.device) {
+				f.ignore(p.device, "it ends a session that is not the present one")
 				return nil
 			}
 			return f.gone(ctx, p, b.Session)
