@@ -65,7 +65,7 @@ func (c *Client) Model(ctx context.Context, ws, model string) (atelier.Model, er
 // ModelChange changes a model; nil leaves a field as it is.
 type ModelChange struct {
 	Description *string           `json:"description,omitempty"`
-	Tags        map[string]string `json:"tags,omitempty"` // replaces all
+	Tags        map[string]string `json:"tags,omitzero"` // replaces all; an empty map removes them
 }
 
 // UpdateModel changes a model's description or tags.
@@ -108,7 +108,7 @@ func (c *Client) Version(ctx context.Context, ws, model, number string) (atelier
 // VersionChange changes what may change of a version; nil leaves a field as it is.
 type VersionChange struct {
 	Description *string           `json:"description,omitempty"`
-	Tags        map[string]string `json:"tags,omitempty"` // replaces all
+	Tags        map[string]string `json:"tags,omitzero"` // replaces all; an empty map removes them
 	Archived    *bool             `json:"archived,omitempty"`
 }
 

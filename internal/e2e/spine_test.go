@@ -101,7 +101,7 @@ func mainJob(t *testing.T, w *world) {
 	back := time.Now()
 	w.connected(one)
 	w.connected(two)
-	during := fmt.Sprintf(`count(count_over_time(system_memory_usage_bytes[%ds] @ %d))`, int(back.Sub(left).Seconds()), back.Unix())
+	during := fmt.Sprintf(`count(count_over_time(system_uptime_seconds[%ds] @ %d))`, int(back.Sub(left).Seconds()), back.Unix())
 	eventually(t, 60*time.Second, func() error {
 		if n := w.query(during); n != 2 {
 			return fmt.Errorf("%v devices have handed in what they measured while the hub was away", n)
