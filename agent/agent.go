@@ -273,7 +273,7 @@ func (a *agent) settings() config.Config {
 // an agent that only waits would hold it all the time.
 const (
 	settled   = 20 * time.Second
-	giveEvery = 5 * time.Minute
+	giveEvery = time.Minute
 )
 
 // slim gives memory that is free back to the system.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +29,8 @@ type Target struct {
 	Behave func(targets.Spec) Behaviour
 	// Before is called before each operation; an error makes it fail.
 	Before func(operation, id string) error
+	// Listen makes instances answer health probes on their sockets.
+	Listen bool
 
 	mu        sync.Mutex
 	instances map[string]*held
@@ -36,6 +41,7 @@ type held struct {
 	spec   targets.Spec
 	status targets.Status
 	ended  chan struct{}
+	server *http.Server
 }
 
 var _ targets.Target = (*Target)(nil)
@@ -77,7 +83,25 @@ func (t *Target) Start(_ context.Context, spec targets.Spec) error {
 	t.instances[spec.ID] = h
 	if b.Exit != nil {
 		h.exit(*b.Exit)
+		return nil
 	}
+	if t.Listen {
+		return h.listen()
+	}
+	return nil
+}
+
+// listen answers everything on the instance's socket with 200.
+func (h *held) listen() error {
+	if err := os.RemoveAll(h.spec.Socket); err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", h.spec.Socket)
+	if err != nil {
+		return err
+	}
+	h.server = &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go func() { _ = h.server.Serve(l) }() // exit closes it
 	return nil
 }
 
@@ -85,6 +109,9 @@ func (h *held) exit(e targets.Exit) {
 	if h.status.Phase == targets.Running {
 		h.status.Phase, h.status.Exit = targets.Exited, &e
 		close(h.ended)
+		if h.server != nil {
+			_ = h.server.Close() // nothing answers any more
+		}
 	}
 }
 
