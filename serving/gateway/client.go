@@ -22,6 +22,9 @@ import (
 // read why it is unwanted.
 const maxDiscard = 256 << 10
 
+// lingerTime is how long a connection is read on that ends before its request does.
+const lingerTime = 2 * time.Second
+
 // client is one connection of a client. Its requests come one after the other.
 type client struct {
 	g    *Gateway
