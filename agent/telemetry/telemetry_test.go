@@ -114,8 +114,11 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	f := newFixture(t, durabletest.NewDisk(), time.Minute)
 	f.gateway = gatewayStatus(1000, backend("r1", 1, 10))
 	f.modules = []atelier.ModuleStatus{{Deployment: "d", Name: "digits", Current: &atelier.SlotStatus{Model: "digits", Version: 1, State: atelier.Serving}}}
-	f.measure(t)
-	got := f.measure(t) // the second round knows how busy the processors were
+	var got map[string]otlp.Metric
+	waitFor(t, "a round that knows how busy the processors were since the last one", func() bool {
+		got = f.measure(t)
+		return len(got["system.cpu.utilization"].Points) == 1
+	})
 	for _, want := range []string{"system.cpu.utilization", "system.cpu.time", "system.memory.usage", "system.filesystem.limit", "process.memory.usage", "atelier.endpoint.latency"} {
 		if _, ok := got[want]; !ok {
 			t.Errorf("%s is not measured", want)
