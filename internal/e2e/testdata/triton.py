@@ -28,7 +28,8 @@ for binary in (True, False):
     given.set_data_from_numpy(pixels, binary_data=binary)
     wanted = [triton.InferRequestedOutput("digit", binary_data=binary),
               triton.InferRequestedOutput("probabilities", binary_data=binary)]
-    result = client.infer("digits", [given], outputs=wanted, request_id="42", headers=headers)
+    # The client writes into the headers that it is given, so each call gets its own.
+    result = client.infer("digits", [given], outputs=wanted, request_id="42", headers=dict(headers))
     assert result.get_response()["id"] == "42"
     digits = result.as_numpy("digit")
     probabilities = result.as_numpy("probabilities")
