@@ -334,6 +334,6 @@ func (c *client) linger() {
 	if half, ok := c.conn.Conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.conn.mustRead(time.Second)
-	_, _ = io.CopyN(io.Discard, c.r, 4*maxDiscard) // whatever it is, nobody wants it
+	c.conn.mustRead(lingerTime)
+	_, _ = io.Copy(io.Discard, c.r) // whatever it is, nobody wants it
 }
