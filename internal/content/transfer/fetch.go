@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,8 +32,9 @@ type fetch struct {
 	win     window
 
 	id       uint64
-	old      uint64 // an id that was in use before
-	plan     *planFrame
+	old      uint64         // an id that was in use before
+	plan     *planFrame     // nil while it is asked for
+	chunks   []chunk        // of the last plan
 	got      content.Ranges // arrived, accepted included
 	wrong    map[int]int    // of chunks: how often they were wrong
 	again    bool           // ask now: the connection is new
@@ -112,7 +114,10 @@ func (f *fetch) planned(p planFrame) {
 		f.err = atelier.Errorf(atelier.Corrupt, "%s has %d bytes at the peer, expected were %d", f.file.Digest, p.size, f.file.Size)
 	default:
 		f.plan, f.asked, f.tries = &p, false, 0
-		f.got = append(content.Ranges(nil), f.in.Accepted()...)
+		if !slices.Equal(p.chunks, f.chunks) {
+			// Pieces of unfinished chunks are worth something under the same plan only.
+			f.chunks, f.got = p.chunks, slices.Clone(f.in.Accepted())
+		}
 	}
 }
 
@@ -179,7 +184,7 @@ func (f *fetch) arrived(d dataFrame, now time.Time) {
 		f.accept(d.chunk)
 	}
 	if len(f.got) > maxPieces {
-		f.got = append(content.Ranges(nil), f.in.Accepted()...)
+		f.got = slices.Clone(f.in.Accepted())
 	}
 }
 

@@ -290,14 +290,18 @@ func TestSendingFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := sample(3*smallestChunk, 8)
 		w := start(t, c)
-		w.down.latency = 10 * time.Millisecond
-		w.down.broken, w.up.broken = 10*time.Second, 5*time.Second
+		w.down.latency, w.up.latency = 10*time.Millisecond, 10*time.Millisecond
+		w.up.broken = [2]time.Duration{0, 5 * time.Second}
+		// In the middle of the data, and for long enough to be asked again.
+		w.down.broken = [2]time.Duration{8*time.Second + 45*time.Millisecond, 20 * time.Second}
 		if err := w.fetch(c); err != nil {
 			t.Fatal(err)
 		}
-		w.down.broken = time.Since(epoch) + 10*time.Second
-		if err := w.fetch(sample(10, 1)); atelier.CodeOf(err) != atelier.NotFound {
-			t.Fatalf("got %v, want NotFound in the end", err)
+		if took := time.Since(epoch); took < 20*time.Second || took > time.Minute {
+			t.Fatalf("it took %v", took)
+		}
+		if w.down.sent() != int64(len(c)) {
+			t.Fatalf("%d bytes were sent for %d", w.down.sent(), len(c))
 		}
 	})
 }

@@ -19,8 +19,8 @@ import (
 // second, and through fault, which says what arrives of a frame.
 type line struct {
 	latency time.Duration
-	rate    float64       // 0 for no limit
-	broken  time.Duration // since epoch: how long sending fails
+	rate    float64          // 0 for no limit
+	broken  [2]time.Duration // since epoch: from when until when sending fails
 	fault   func(n int, frame []byte) [][]byte
 	deliver func([]byte)
 
@@ -36,7 +36,7 @@ type sentFrame struct {
 }
 
 func (l *line) send(frame []byte) error {
-	if time.Since(epoch) < l.broken {
+	if now := time.Since(epoch); l.broken[0] <= now && now < l.broken[1] {
 		return errors.New("not connected")
 	}
 	l.mu.Lock()

@@ -107,15 +107,19 @@ func split(all []string) (out [][]string) {
 	return out
 }
 
-// interrupted fetches c while interrupt happens at the n-th frame that the sender
-// sends, for every n, and checks how much had to be sent again.
-func interrupted(t *testing.T, extra int64, interrupt func(w *world)) {
-	c := sample(2*smallestChunk+1000, 3)
+// smallWindow is that of interrupted fetches: small, so that it shows if more than what
+// was on its way comes again.
+const smallWindow = 256 << 10
+
+// interrupted fetches content while interrupt happens at the n-th frame that the sender
+// sends, for every n, and checks how much had to be sent again and how long it took.
+func interrupted(t *testing.T, extra int64, longest time.Duration, interrupt func(w *world)) {
+	c := sample(4*smallestChunk+1000, 3)
 	for n := 1; ; n++ {
 		happened := false
 		synctest.Test(t, func(t *testing.T) {
 			w := start(t, c)
-			w.ropts.Window = smallestChunk
+			w.ropts.Window = smallWindow
 			w.startReceiver()
 			w.down.latency, w.up.latency = 5*time.Millisecond, 5*time.Millisecond
 			at := make(chan struct{})
@@ -152,7 +156,7 @@ func interrupted(t *testing.T, extra int64, interrupt func(w *world)) {
 			if w.down.sent() > int64(len(c))+extra {
 				t.Fatalf("frame %d: %d bytes were sent for %d", n, w.down.sent(), len(c))
 			}
-			if took := time.Since(epoch); took > time.Minute {
+			if took := time.Since(epoch); took > longest {
 				t.Fatalf("frame %d: it took %v", n, took)
 			}
 		})
@@ -160,7 +164,7 @@ func interrupted(t *testing.T, extra int64, interrupt func(w *world)) {
 			return
 		}
 		if !happened {
-			if n < 15 {
+			if n < 35 {
 				t.Fatalf("only %d frames were seen", n)
 			}
 			return
@@ -174,12 +178,12 @@ var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 func TestSenderRestartsAtEveryFrame(t *testing.T) {
 	t.Parallel()
 	// What was on its way is not lost here, but may be asked for twice.
-	interrupted(t, 2*smallestChunk, func(w *world) { w.startSender() })
+	interrupted(t, 2*smallWindow, 10*time.Second, func(w *world) { w.startSender() })
 }
 
 func TestLineIsCutAtEveryFrame(t *testing.T) {
 	t.Parallel()
-	interrupted(t, 2*smallestChunk, func(w *world) {
+	interrupted(t, 2*smallWindow, 11*time.Second, func(w *world) {
 		var cut atomic.Bool
 		cut.Store(true)
 		lost := func(_ int, f []byte) [][]byte {
@@ -205,7 +209,7 @@ func (l *line) setFault(fault func(int, []byte) [][]byte) {
 func TestReceiverLosesPowerAtEveryFrame(t *testing.T) {
 	t.Parallel()
 	// Lost are the unfinished chunk and what was on its way.
-	interrupted(t, 2*smallestChunk, func(w *world) {
+	interrupted(t, smallestChunk+2*smallWindow, 10*time.Second, func(w *world) {
 		w.disk.CutAt(1) // the next thing that Fetch does to the disk fails
 		time.Sleep(time.Second)
 		w.disk.Restart(nil)
@@ -462,6 +466,32 @@ func TestLongFastLine(t *testing.T) {
 			t.Fatalf("30 MiB at 10 MiB/s took %v", took)
 		}
 		if w.down.sent() != int64(len(c)) {
+			t.Fatalf("%d bytes were sent for %d", w.down.sent(), len(c))
+		}
+	})
+}
+
+// A frame that is lost on the way is asked for as soon as the round is over,
+// without waiting until patience ends.
+func TestOneLostFrameCostsNoWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(2*smallestChunk, 12)
+		w := start(t, c)
+		w.down.latency, w.up.latency = 10*time.Millisecond, 10*time.Millisecond
+		w.down.fault = func(n int, f []byte) [][]byte {
+			if n == 7 {
+				return nil
+			}
+			return [][]byte{f}
+		}
+		if err := w.fetch(c); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(epoch); took > time.Second {
+			t.Fatalf("it took %v", took)
+		}
+		if most := int64(len(c) + DefaultMaxFrame); w.down.sent() > most {
 			t.Fatalf("%d bytes were sent for %d", w.down.sent(), len(c))
 		}
 	})
