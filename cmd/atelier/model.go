@@ -119,46 +119,58 @@ func (a *app) upload(ctx context.Context, cl *client.Client, ws string, files []
 	for _, f := range files {
 		total += f.file.Size
 	}
+	hashing := a.newProgress("Hashing", total)
+	for i := range files {
+		var err error
+		if files[i].file.Digest, err = digestOf(files[i].local, hashing); err != nil {
+			return nil, err
+		}
+	}
+	hashing.finish()
 	p := a.newProgress("Uploading", total)
 	defer p.finish()
 	out := make([]atelier.File, 0, len(files))
 	for _, f := range files {
-		uploaded, err := uploadFile(ctx, cl, ws, f, p)
-		if err != nil {
+		if err := uploadFile(ctx, cl, ws, f, p); err != nil {
 			return nil, err
 		}
-		out = append(out, uploaded)
+		out = append(out, f.file)
 	}
 	return out, nil
 }
 
-func uploadFile(ctx context.Context, cl *client.Client, ws string, f localFile, p *progress) (_ atelier.File, err error) {
-	in, err := os.Open(f.local)
+func digestOf(path string, p *progress) (_ atelier.Digest, err error) {
+	in, err := os.Open(path)
 	if err != nil {
-		return f.file, atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+		return "", atelier.Errorf(atelier.Invalid, "read the file: %w", err)
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 	hash := sha256.New()
-	if _, err := io.Copy(hash, in); err != nil {
-		return f.file, atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+	if _, err := io.Copy(io.MultiWriter(hash, p), in); err != nil {
+		return "", atelier.Errorf(atelier.Invalid, "read the file: %w", err)
 	}
-	f.file.Digest = atelier.DigestFrom(hash)
+	return atelier.DigestFrom(hash), nil
+}
+
+func uploadFile(ctx context.Context, cl *client.Client, ws string, f localFile, p *progress) (err error) {
 	if there, err := cl.HasBlob(ctx, ws, f.file.Digest); err != nil {
-		return f.file, err
+		return err
 	} else if there {
 		p.add(f.file.Size)
-		return f.file, nil
+		return nil
 	}
-	if _, err := in.Seek(0, io.SeekStart); err != nil {
-		return f.file, atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+	in, err := os.Open(f.local)
+	if err != nil {
+		return atelier.Errorf(atelier.Invalid, "read the file: %w", err)
 	}
+	defer func() { err = errors.Join(err, in.Close()) }()
 	// Exactly what was hashed: a file that grows meanwhile is cut there, one that
 	// changes is refused by the hub.
 	content := io.TeeReader(io.LimitReader(in, f.file.Size), p)
 	if _, err := cl.UploadBlob(ctx, ws, content, f.file.Size, f.file.Digest); err != nil {
-		return f.file, fmt.Errorf("upload %s: %w", f.file.Path, err)
+		return fmt.Errorf("upload %s: %w", f.file.Path, err)
 	}
-	return f.file, nil
+	return nil
 }
 
 func (a *app) modelRegister() *cobra.Command {

@@ -21,7 +21,7 @@ type progress struct {
 	label    string
 	total    int64
 	done     int64
-	began    time.Time
+	began    time.Time // when the first came, for the rate
 	shown    time.Time
 }
 
@@ -29,7 +29,7 @@ func (a *app) newProgress(label string, total int64) *progress {
 	f, ok := a.err.(*os.File)
 	return &progress{
 		w: a.err, quiet: a.quiet, terminal: ok && term.IsTerminal(int(f.Fd())),
-		label: label, total: total, began: time.Now(), shown: time.Now(),
+		label: label, total: total, shown: time.Now(),
 	}
 }
 
@@ -42,6 +42,9 @@ func (p *progress) Write(b []byte) (int, error) {
 func (p *progress) add(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.began.IsZero() {
+		p.began = time.Now()
+	}
 	p.done += n
 	every := 5 * time.Second
 	if p.terminal {
@@ -71,7 +74,11 @@ func (p *progress) draw() {
 	if p.total > 0 {
 		share = min(float64(p.done)/float64(p.total), 1)
 	}
-	rate := float64(p.done) / max(time.Since(p.began).Seconds(), 0.001)
+	var elapsed time.Duration
+	if !p.began.IsZero() {
+		elapsed = time.Since(p.began)
+	}
+	rate := float64(p.done) / max(elapsed.Seconds(), 0.001)
 	text := fmt.Sprintf("%3.0f%%  %s of %s  %s/s", share*100, bytesOf(p.done), bytesOf(p.total), bytesOf(int64(rate)))
 	if !p.terminal {
 		_, _ = fmt.Fprintf(p.w, "%s  %s\n", p.label, text)
