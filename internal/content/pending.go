@@ -1,0 +1,131 @@
+package content
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/durable"
+)
+
+// openData opens the data of an ingest, and makes it where there is none. The file
+// is read-only already if the power went during its commit.
+func (s *Store) openData(path string) (durable.File, error) {
+	f, err := s.fs.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if !errors.Is(err, fs.ErrPermission) {
+		return f, err
+	}
+	if f, err = s.fs.OpenFile(path, os.O_RDONLY, 0); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+		return nil, err
+	}
+	return s.fs.OpenFile(path, os.O_RDWR, 0)
+}
+
+// hold marks an ingest as open, so that it has one user at a time.
+func (s *Store) hold(name string) error {
+	if _, taken := s.busy.LoadOrStore(name, true); taken {
+		return atelier.Errorf(atelier.InUse, "%s is being written already", name).
+			WithRemedy("Wait until the other writer is done.")
+	}
+	return nil
+}
+
+func (s *Store) release(name string) { s.busy.Delete(name) }
+
+// The names of files in the ingest directory: {kind}-{key}.data and
+// {kind}-{key}.record.
+const (
+	kindFetch  = "fetch-"  // an Ingest; the key is the digest in hex
+	kindUpload = "upload-" // a Writer with a name; the key is the name
+	kindAnon   = "anon-"   // a Writer without a name
+	extData    = ".data"
+	extRecord  = ".record"
+)
+
+// tidy removes what nobody can resume: uploads without a name, and ingests whose
+// blob was committed.
+func (s *Store) tidy() error {
+	return s.eachIngest(func(name string, _ time.Time) error {
+		if key, ok := strings.CutPrefix(name, kindFetch); ok {
+			if has, err := s.Has(atelier.Digest("sha256:" + key)); err == nil && !has {
+				return nil
+			}
+		} else if strings.HasPrefix(name, kindUpload) {
+			return nil
+		}
+		return s.drop(name)
+	})
+}
+
+// AbortStale drops the ingests that nobody has open and that were not written
+// to for age.
+func (s *Store) AbortStale(age time.Duration) error {
+	return s.eachIngest(func(name string, written time.Time) error {
+		if s.now().Sub(written) < age || s.hold(name) != nil {
+			return nil
+		}
+		defer s.release(name)
+		return s.drop(name)
+	})
+}
+
+// Abort drops what has come in so far of the content of d. It is no error when
+// there is nothing; InUse when an Ingest has it open.
+func (s *Store) Abort(d atelier.Digest) error {
+	if _, err := s.path(d); err != nil {
+		return err
+	}
+	name := kindFetch + d.Hex()
+	if err := s.hold(name); err != nil {
+		return err
+	}
+	defer s.release(name)
+	return s.drop(name)
+}
+
+// eachIngest calls fn with the name of each ingest and when it was written to.
+func (s *Store) eachIngest(fn func(name string, written time.Time) error) error {
+	list, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return durable.Explain(err, "list ingests")
+	}
+	newest := map[string]time.Time{}
+	for _, e := range list {
+		name := strings.TrimSuffix(e.Name(), ".tmp")
+		name = strings.TrimSuffix(strings.TrimSuffix(name, extData), extRecord)
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return durable.Explain(err, "list ingests")
+		}
+		if t, seen := newest[name]; !seen || info.ModTime().After(t) {
+			newest[name] = info.ModTime()
+		}
+	}
+	for name, written := range newest {
+		if err := fn(name, written); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop removes the files of an ingest. The record goes first: without its data
+// it would claim what is not there.
+func (s *Store) drop(name string) error {
+	for _, ext := range []string{extRecord + ".tmp", extRecord, extData} {
+		if err := s.fs.Remove(filepath.Join(s.dir, name+ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return durable.Explain(err, "drop ingest "+name)
+		}
+	}
+	return durable.Explain(s.fs.SyncDir(s.dir), "drop ingest "+name)
+}
