@@ -5,10 +5,9 @@ import (
 	"time"
 )
 
-// timed is a connection whose deadlines are moved only when they must be. Each
-// move costs a timer, and often a wake-up of another thread, more than all else
-// that the gateway does for a small request. What is asked for d passes between d/2
-// and d.
+// timed is a connection whose deadlines are moved only when they must be: five
+// moves a request are timers that can be saved. What is given d fails between d/2
+// and d later.
 type timed struct {
 	net.Conn
 	read, write time.Time // the deadlines in force, zero for none
