@@ -117,7 +117,7 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = cmd.Process.Kill() }() // it has ended when all went well
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -151,11 +151,17 @@ func TestServe(t *testing.T) {
 		t.Errorf("a second one on the same socket: %v %s", err, out)
 	}
 
-	// A request whose body is still on its way when the end is asked for.
+	// A request whose body is still on its way when the end is asked for. That the
+	// body is asked for tells that the request is being answered.
 	body, send := io.Pipe()
 	answered := make(chan string, 1)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://module/score", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Expect", "100-continue")
 	go func() {
-		resp, err := client.Post("http://module/score", "application/json", body)
+		resp, err := client.Do(req)
 		if err != nil {
 			answered <- err.Error()
 			return

@@ -95,9 +95,9 @@ func Load(path string) (*Library, error) {
 		return nil, refuse("is of version %s, which is too old: version 1.%d or newer is needed", version, apiVersion)
 	}
 	l := &Library{fn: (*[fnCount]uintptr)(pointer(api)), version: version}
-	const logErrors = 3 // ORT_LOGGING_LEVEL_ERROR
+	const logFatal = 4 // ORT_LOGGING_LEVEL_FATAL; errors come back with their words, no need to print them too
 	name := cString("atelier")
-	if err := l.call(fnCreateEnv, logErrors, uintptr(unsafe.Pointer(&name[0])), uintptr(unsafe.Pointer(&l.env))); err != nil {
+	if err := l.call(fnCreateEnv, logFatal, uintptr(unsafe.Pointer(&name[0])), uintptr(unsafe.Pointer(&l.env))); err != nil {
 		return nil, refuse("cannot be set up: %w", err)
 	}
 	if err := l.call(fnDisableTelemetryEvents, l.env); err != nil {
