@@ -40,7 +40,8 @@ import (
 // Kind is the kind's name.
 const Kind = "process"
 
-// pollInterval is how often Stop and Wait look whether an instance has ended.
+// pollInterval is how often Stop, and Wait where it cannot sleep, look whether an
+// instance has ended.
 const pollInterval = 50 * time.Millisecond
 
 // stubborn is how long a shim may take to kill its process before it is killed itself.
@@ -324,19 +325,6 @@ func (t *Target) List(ctx context.Context) ([]targets.Status, error) {
 		}
 	}
 	return list, nil
-}
-
-// Wait implements targets.Target.
-func (t *Target) Wait(ctx context.Context, id string) (targets.Status, error) {
-	for {
-		s, err := t.Status(ctx, id)
-		if err != nil || s.Phase == targets.Exited {
-			return s, err
-		}
-		if err := pause(ctx, pollInterval); err != nil {
-			return s, atelier.Errorf(atelier.Timeout, "module %s still runs: %w", id, err)
-		}
-	}
 }
 
 // Log implements targets.Target.
