@@ -82,7 +82,7 @@ type Backoff struct {
 }
 
 // DefaultBackoff starts at a second and ends at half a minute: 10,000 devices
-// then make some 670 attempts a second, which a hub can refuse as well as take.
+// then make some 1,300 attempts a second, two connections each.
 var DefaultBackoff = Backoff{Min: time.Second, Max: 30 * time.Second, Random: rand.Float64}
 
 // Delay returns the wait before attempt n, counted from 0.
