@@ -44,7 +44,7 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
 
 bench: build runtime model ## run the benchmarks (BENCH=name one of them)
-	@scripts/bench $(BENCH)
+	@go run ./bench $(BENCH)
 
 fuzz: ## run every fuzz test for a while each (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)

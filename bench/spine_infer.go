@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const (
+	inferRounds = 9
+	inferCalls  = 1000 // of each kind in a round
+)
+
+// infer compares requests through the gateway, with its key, with the same
+// requests straight to the model server's socket, in blocks of 50 in turn, and
+// with the engine's call in a process of its own, once each round. Each run is
+// the difference of two medians of one round.
+func infer(ctx context.Context, w *world) ([]Figure, error) {
+	d, err := oneDevice(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.atelier(ctx, "deploy", "silero", "--all", "-q"); err != nil {
+		return nil, err
+	}
+	if err := w.atelier(ctx, "deploy", "digits:2", "--all", "-q"); err != nil {
+		return nil, err
+	}
+	inProcess, err := w.buildInProcess(ctx)
+	if err != nil {
+		return nil, err
+	}
+	calls, err := inferCallsOf(ctx, w, d)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, c := range calls {
+			c.close()
+		}
+	}()
+	if _, err := inTurn(ctx, 200, calls...); err != nil { // warm up
+		return nil, err
+	}
+	if err := sameAnswers(calls); err != nil {
+		return nil, err
+	}
+	runs := make([][]float64, len(calls)+1)
+	for range inferRounds {
+		medians, err := inTurn(ctx, inferCalls, calls...)
+		if err != nil {
+			return nil, err
+		}
+		alone, err := inProcess(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for i, m := range append(medians, alone) {
+			runs[i] = append(runs[i], m)
+		}
+	}
+	return inferFigures(runs), nil
+}
+
+// The indices of the calls; calls of the gateway are even, the same calls
+// straight to the model server follow them.
+const (
+	sileroBinary = 2 * iota
+	sileroJSON
+	digitsJSON
+	engineAlone
+)
+
+func inferFigures(runs [][]float64) []Figure {
+	const (
+		added  = "added to the engine's call in process"
+		engine = "the engine's call, p50"
+		share  = "the gateway's share at p50, "
+		direct = "straight to atelier-serve's socket, p50"
+	)
+	binary, asJSON, digits, alone := runs[sileroBinary], runs[sileroJSON], runs[digitsJSON], runs[engineAlone]
+	return []Figure{
+		lower("v2 infer through the gateway, silero, binary tensors, p50, "+added, "µs", differences(binary, alone)).want(180).beside(engine, alone),
+		lower("v2 infer through the gateway, silero, JSON, p50, "+added, "µs", differences(asJSON, alone)).want(250).beside(engine, alone),
+		lower(share+"silero, binary tensors", "µs", differences(binary, runs[sileroBinary+1])).want(60).beside(direct, runs[sileroBinary+1]),
+		lower(share+"silero, JSON", "µs", differences(asJSON, runs[sileroJSON+1])).want(60).beside(direct, runs[sileroJSON+1]),
+		lower(share+"digits, JSON", "µs", differences(digits, runs[digitsJSON+1])).want(60).beside(direct, runs[digitsJSON+1]),
+	}
+}
+
+// inferCallsOf prepares the calls in the order of the indices.
+func inferCallsOf(ctx context.Context, w *world, d *device) ([]*call, error) {
+	binary, err := inBinary(speech()...)
+	if err != nil {
+		return nil, err
+	}
+	asJSON, err := inJSON(speech()...)
+	if err != nil {
+		return nil, err
+	}
+	digits, err := inJSON(digit()...)
+	if err != nil {
+		return nil, err
+	}
+	var calls []*call
+	for _, c := range []struct {
+		model string
+		in    payload
+	}{{"silero", binary}, {"silero", asJSON}, {"digits", digits}} {
+		key, err := w.key(ctx, c.model)
+		if err != nil {
+			return nil, err
+		}
+		socket, err := d.socket(c.model)
+		if err != nil {
+			return nil, err
+		}
+		calls = append(calls, newCall("tcp", d.gateway, "/"+c.model, c.model, key, c.in), newCall("unix", socket, "", c.model, "", c.in))
+	}
+	return calls, nil
+}
+
+// sameAnswers makes sure that the gateway and the model server answered alike.
+func sameAnswers(calls []*call) error {
+	for i := 0; i < len(calls); i += 2 {
+		if a, b := calls[i].answer.Bytes(), calls[i+1].answer.Bytes(); len(a) == 0 || !bytes.Equal(a, b) {
+			return fmt.Errorf("%s and %s answered differently: %q and %q", calls[i].address, calls[i+1].address, a, b)
+		}
+	}
+	return nil
+}
+
+// buildInProcess builds what calls the engine within its own process and
+// returns a function that runs it and gives the median in microseconds.
+func (w *world) buildInProcess(ctx context.Context) (func(context.Context) (float64, error), error) {
+	program := filepath.Join(w.dir, "in-process.test")
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", program, "./serving/onnxruntime")
+	build.Dir = w.root
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%s: %w\n%s", build, err, out)
+	}
+	return func(ctx context.Context) (float64, error) {
+		cmd := exec.CommandContext(ctx, program, "-test.run=^$", "-test.bench=^BenchmarkSilero$", fmt.Sprintf("-test.benchtime=%dx", inferCalls))
+		cmd.Dir = filepath.Join(w.root, "serving", "onnxruntime")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w\n%s", cmd, err, out)
+		}
+		words := strings.Fields(string(out))
+		for i, word := range words {
+			if word == "p50-µs/op" {
+				return strconv.ParseFloat(words[i-1], 64)
+			}
+		}
+		return 0, fmt.Errorf("%s gave no median:\n%s", cmd, out)
+	}, nil
+}
