@@ -151,7 +151,7 @@ func (i *instance) start(ctx context.Context) error {
 // prove waits until the module has loaded its model and is warm.
 func (i *instance) prove(ctx context.Context) error {
 	times := i.runner.opts.Times
-	deadline := time.Now().Add(times.Load)
+	began := time.Now()
 	for {
 		err := i.probe(ctx)
 		if err == nil {
@@ -165,10 +165,12 @@ func (i *instance) prove(ctx context.Context) error {
 			return statusErr
 		case status.Phase == targets.Exited:
 			return &exitError{exit: status.Exit}
-		case time.Now().After(deadline):
+		case time.Since(began) > times.Load:
 			return i.end(ctx, fmt.Errorf("it was not ready after %v: %w", times.Load, err))
 		}
-		if !sleep(ctx, times.Poll) {
+		// Small models are ready within a few hundredths of a second, and an endpoint
+		// waits for them; large ones need not be asked that often.
+		if !sleep(ctx, min(times.Poll, times.Poll/20+time.Since(began)/4)) {
 			return ctx.Err()
 		}
 	}
