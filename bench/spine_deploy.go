@@ -54,7 +54,6 @@ func deploy(ctx context.Context, w *world) ([]Figure, error) {
 	return []Figure{
 		lower("from deploy to the first answer of the new version, content on the device, p50", "ms", took).want(500).beside(peer, alone),
 		lower("the same, against the start of atelier-serve alone", "times", ratios(took, alone)).beside(peer+", ms", alone),
-		lower("the same, p90", "ms", []float64{quantile(took, 0.9)}),
 	}, nil
 }
 

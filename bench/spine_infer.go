@@ -3,11 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
+
+	"github.com/atelier-edge/atelier/internal/boot"
 )
 
 const (
@@ -19,7 +24,7 @@ const (
 // requests straight to the model server's socket, in blocks of 50 in turn, and
 // with the engine's call in a process of its own, once each round. Each run is
 // the difference of two medians of one round.
-func infer(ctx context.Context, w *world) ([]Figure, error) {
+func infer(ctx context.Context, w *world) (figures []Figure, err error) {
 	d, err := oneDevice(ctx, w)
 	if err != nil {
 		return nil, err
@@ -38,11 +43,23 @@ func infer(ctx context.Context, w *world) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
+	bare, address, err := w.startRelay(calls[digitsJSON+1].address)
+	if err != nil {
+		return nil, err
+	}
+	calls = append(calls, &call{network: "tcp", address: address, request: calls[digitsJSON+1].request})
 	defer func() {
 		for _, c := range calls {
 			c.close()
 		}
+		err = errors.Join(err, bare.Stop(syscall.SIGKILL, 10*time.Second))
 	}()
+	if err := boot.Eventually(ctx, 10*time.Second, func() error {
+		_, err := calls[digitsRelayed].do(ctx)
+		return err
+	}); err != nil {
+		return nil, err
+	}
 	if _, err := inTurn(ctx, 200, calls...); err != nil { // warm up
 		return nil, err
 	}
@@ -72,7 +89,8 @@ const (
 	sileroBinary = 2 * iota
 	sileroJSON
 	digitsJSON
-	engineAlone
+	digitsRelayed // by the bare relay
+	engineAlone   = digitsRelayed + 1
 )
 
 func inferFigures(runs [][]float64) []Figure {
@@ -83,12 +101,14 @@ func inferFigures(runs [][]float64) []Figure {
 		direct = "straight to atelier-serve's socket, p50"
 	)
 	binary, asJSON, digits, alone := runs[sileroBinary], runs[sileroJSON], runs[digitsJSON], runs[engineAlone]
+	relayed := differences(runs[digitsRelayed], runs[digitsJSON+1])
 	return []Figure{
 		lower("v2 infer through the gateway, silero, binary tensors, p50, "+added, "µs", differences(binary, alone)).want(180).beside(engine, alone),
 		lower("v2 infer through the gateway, silero, JSON, p50, "+added, "µs", differences(asJSON, alone)).want(250).beside(engine, alone),
 		lower(share+"silero, binary tensors", "µs", differences(binary, runs[sileroBinary+1])).want(60).beside(direct, runs[sileroBinary+1]),
 		lower(share+"silero, JSON", "µs", differences(asJSON, runs[sileroJSON+1])).want(60).beside(direct, runs[sileroJSON+1]),
 		lower(share+"digits, JSON", "µs", differences(digits, runs[digitsJSON+1])).want(60).beside(direct, runs[digitsJSON+1]),
+		lower("the gateway's share against that of a relay that reads nothing, digits, JSON", "times", ratios(differences(digits, runs[digitsJSON+1]), relayed)).beside("the relay's share, µs", relayed),
 	}
 }
 
@@ -126,7 +146,7 @@ func inferCallsOf(ctx context.Context, w *world, d *device) ([]*call, error) {
 
 // sameAnswers makes sure that the gateway and the model server answered alike.
 func sameAnswers(calls []*call) error {
-	for i := 0; i < len(calls); i += 2 {
+	for i := 0; i < digitsRelayed; i += 2 {
 		if a, b := calls[i].answer.Bytes(), calls[i+1].answer.Bytes(); len(a) == 0 || !bytes.Equal(a, b) {
 			return fmt.Errorf("%s and %s answered differently: %q and %q", calls[i].address, calls[i+1].address, a, b)
 		}

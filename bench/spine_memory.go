@@ -58,9 +58,9 @@ func agentMemory(ctx context.Context, w *world) ([]Figure, error) {
 	}
 	return []Figure{
 		lower("atelier-agent resident, connected, idle", "bytes", idle).want(12e6),
-		lower("of it heap and stacks (RssAnon)", "bytes", idleAnonymous),
+		lower("of it heap and stacks (RssAnon), idle", "bytes", idleAnonymous),
 		lower("atelier-agent resident, connected, one endpoint serving", "bytes", serving).want(12e6),
-		lower("of it heap and stacks (RssAnon)", "bytes", servingAnonymous),
+		lower("of it heap and stacks (RssAnon), one endpoint serving", "bytes", servingAnonymous),
 		lower("atelier-agent resident, peak while it pulls 200 MB", "bytes", peak).want(16e6),
 		lower("that pull, until the model serves", "s", seconds),
 	}, nil

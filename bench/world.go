@@ -221,7 +221,7 @@ func (w *world) until(ctx context.Context, d *device, connected bool) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the hub does not say connected=%t of %s; the end of its log:\n%s", connected, d.name, d.agent.Tail(10))
+			return fmt.Errorf("the hub does not say connected=%t of %s; the end of the agent's log:\n%s", connected, d.name, d.agent.Tail(10))
 		}
 	}
 }
