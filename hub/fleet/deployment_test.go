@@ -154,16 +154,15 @@ func TestUnmet(t *testing.T) {
 	d.facts.Runtimes[0] = atelier.RuntimeSupport{Name: atelier.RuntimeONNX, Why: "glibc 2.17 is older than 2.28"}
 	d.connect()
 	reason(atelier.ReasonRuntimeMissing)
-	again := func() {
-		d.control.Disconnect(50)
-		d.bulk.Disconnect(50)
+	again := func(change func(*atelier.Facts)) {
+		t.Helper()
+		d.disconnect()
+		change(&d.facts)
 		d.connect()
 	}
-	d.facts.Runtimes = []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}
-	again()
+	again(func(f *atelier.Facts) { f.Runtimes = []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}} })
 	reason(atelier.ReasonRuntimeMissing) // none is registered
-	d.facts.Targets = nil
-	again()
+	again(func(f *atelier.Facts) { f.Targets = nil })
 	reason(atelier.ReasonUnsupportedFeature)
 	d.mu.Lock()
 	sent := len(d.saved.Modules)
@@ -171,8 +170,7 @@ func TestUnmet(t *testing.T) {
 	if sent > 0 {
 		t.Error("something was sent that cannot run")
 	}
-	d.facts.Targets = []string{"process"}
-	again()
+	again(func(f *atelier.Facts) { f.Targets = []string{"process"} })
 	h.runtime("1.20.1")
 	d.serves(dep)
 	// A newer runtime is for the next rollout; this one keeps what it was tried with.
@@ -216,8 +214,7 @@ func TestRefusedDesiredState(t *testing.T) {
 	d.mu.Lock()
 	d.refuse = nil
 	d.mu.Unlock()
-	d.control.Disconnect(50)
-	d.bulk.Disconnect(50)
+	d.disconnect()
 	d.connect() // a new session, perhaps a new agent: it is sent again
 	d.serves(dep)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ type device struct {
 	receiver      *transfer.Receiver
 	sender        *transfer.Sender
 	offers        map[atelier.Digest][]byte
+	stop          func() // ends what works for the present connections
 	ends          sync.WaitGroup
 
 	mu       sync.Mutex
@@ -87,7 +89,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{},
 	}
-	h.t.Cleanup(d.ends.Wait) // after the connections' ends, which are registered later
+	h.t.Cleanup(d.disconnect)
 	return d
 }
 
@@ -124,6 +126,7 @@ func (d *device) connect() {
 // dial opens both connections and says nothing.
 func (d *device) dial() {
 	d.h.t.Helper()
+	d.disconnect()
 	config := d.h.tls(d.cert)
 	d.mu.Lock()
 	d.session, d.welcomed = atelier.NewID(), false
@@ -157,11 +160,7 @@ func (d *device) dial() {
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	d.h.t.Cleanup(func() {
-		cancel()
-		control.Disconnect(10)
-		bulk.Disconnect(10)
-	})
+	d.stop = cancel
 	d.ends.Go(func() { _ = d.sender.Run(ctx) })
 	d.ends.Go(func() {
 		for {
@@ -179,6 +178,18 @@ func (d *device) dial() {
 	if !control.Listen(wire.DownTopic(d.id, wire.Control)) || !bulk.Listen(wire.DownTopic(d.id, wire.Content)) {
 		d.h.t.Fatal("subscription refused")
 	}
+}
+
+// disconnect says nothing more, and waits until the device does nothing more.
+func (d *device) disconnect() {
+	if d.stop == nil {
+		return
+	}
+	d.stop()
+	d.control.Disconnect(50)
+	d.bulk.Disconnect(50)
+	d.ends.Wait()
+	d.stop = nil
 }
 
 type memory struct{ *bytes.Reader }
@@ -378,7 +389,10 @@ func (d *device) serves(dep atelier.Deployment) atelier.DeviceStatus {
 				}
 			}
 		}
-		return d.name + " does not serve " + dep.Name + ": " + found.Why.Message()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return fmt.Sprintf("%s does not serve %s: %s; it holds %d.%d, made %d reports of which %d are acknowledged, fetches failed: %v",
+			d.name, dep.Name, found.Why.Message(), d.saved.Epoch, d.saved.Generation, d.sequence, d.acked, d.failed)
 	})
 	return found
 }

@@ -2,15 +2,12 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"sync"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/catalog"
 	"github.com/atelier-edge/atelier/hub/store"
-	"github.com/atelier-edge/atelier/internal/trust"
-	"github.com/atelier-edge/atelier/internal/wire"
 )
 
 // The resolver is level-triggered: whatever happened, it compares what a device
@@ -319,123 +316,4 @@ func (f *Fleet) resolveDevices(ctx context.Context, workspace string, ids []stri
 		f.changed(device, p)
 	}
 	return nil
-}
-
-// resolveIn returns the new positions of those devices whose desired state has to
-// change, and changes it where write is set.
-func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer trust.Signer, write bool) (map[string]atelier.Position, error) {
-	changed := map[string]atelier.Position{}
-	p, err := loadPlan(tx, workspace)
-	if err != nil {
-		return nil, err
-	}
-	var epoch uint64
-	if write {
-		state, err := fleetState(tx, f.clock.Now())
-		if err != nil {
-			return nil, err
-		}
-		epoch = state.Epoch
-	} else if state, err := catalog.Fleets.Find(tx, "", "", fleetName); err == nil {
-		epoch = state.Epoch
-	} else if !isNotFound(err) {
-		return nil, err
-	}
-	for _, id := range ids {
-		d, err := catalog.Devices.Get(tx, workspace, id)
-		if isNotFound(err) || err == nil && d.Revoked != nil {
-			continue // nothing is left to say to it
-		}
-		if err != nil {
-			return nil, err
-		}
-		old, err := catalog.DesiredStates.Get(tx, workspace, id)
-		if err != nil && !isNotFound(err) {
-			return nil, err
-		}
-		next, err := f.next(&p, &d, workspace, old, epoch, signer)
-		if err != nil {
-			return nil, err
-		}
-		if next == nil {
-			continue
-		}
-		changed[id] = next.Position
-		if !write {
-			continue
-		}
-		if old.ID == "" {
-			next.ID = id
-			_, err = catalog.DesiredStates.Insert(tx, workspace, "", *next)
-		} else {
-			_, err = catalog.DesiredStates.Update(tx, workspace, *next)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return changed, nil
-}
-
-// next returns the device's next desired state, nil where the present one is right.
-func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer) (*catalog.DesiredState, error) {
-	modules, unmet := p.resolve(d, old.Modules)
-	for {
-		next, err := f.state(d, workspace, old, epoch, signer, modules, unmet)
-		if atelier.CodeOf(err) != atelier.TooLarge || len(modules) == 0 {
-			return next, err
-		}
-		// The newest deployment gives way; the others run on.
-		last := modules[len(modules)-1]
-		modules = modules[:len(modules)-1]
-		unmet = append(unmet, catalog.Unmet{Deployment: last.Deployment, Name: last.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
-			"With this deployment the device's desired state would not fit one message.")})
-	}
-}
-
-func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer, modules []atelier.Module, unmet []catalog.Unmet) (*catalog.DesiredState, error) {
-	body, err := json.Marshal(modules)
-	if err != nil {
-		return nil, atelier.Errorf(atelier.Internal, "encode modules: %w", err)
-	}
-	next := old
-	next.Content, next.Modules, next.Unmet, next.Key = atelier.DigestOf(body), modules, unmet, signer.Public().ID()
-	f.resolver.mu.Lock()
-	floor := f.resolver.overtake[d.ID]
-	f.resolver.mu.Unlock()
-	same := old.ID != "" && old.Content == next.Content && old.Key == next.Key && old.Position.Epoch >= epoch && !floor.After(old.Position)
-	if same {
-		if sameUnmet(old.Unmet, unmet) {
-			return nil, nil
-		}
-		return &next, nil // the same bytes, with another list of what cannot run
-	}
-	next.Position = atelier.Position{
-		Epoch:      max(epoch, old.Position.Epoch, floor.Epoch),
-		Generation: max(old.Position.Generation, floor.Generation) + 1,
-	}
-	payload, err := json.Marshal(atelier.DesiredState{
-		Workspace: workspace, Device: d.ID, Epoch: next.Position.Epoch, Generation: next.Position.Generation,
-		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: modules,
-	})
-	if err != nil {
-		return nil, atelier.Errorf(atelier.Internal, "encode a desired state: %w", err)
-	}
-	next.Envelope, err = trust.Sign(wire.TypeDesired, payload, signer)
-	if err == nil && len(next.Envelope) > wire.MaxPacket {
-		err = atelier.Errorf(atelier.TooLarge, "the desired state has %d bytes", len(next.Envelope))
-	}
-	return &next, err
-}
-
-func sameUnmet(a, b []catalog.Unmet) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }
