@@ -281,6 +281,8 @@ func (e endpoint) load(t testing.TB, devices ...*device) *load {
 	l := &load{quit: make(chan struct{}), seen: map[string]map[string]int{}}
 	for _, d := range devices {
 		l.seen[d.name] = map[string]int{}
+	}
+	for _, d := range devices {
 		for range 2 {
 			l.wg.Go(func() {
 				for {

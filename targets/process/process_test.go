@@ -76,13 +76,23 @@ func startSleeper(t *testing.T) (*Target, instance, targets.Status) {
 	return target, instance(filepath.Join(dir, "m")), s
 }
 
+// stopSleeper stops the instance and waits until its shim, which writes down how
+// it ended before it lets go, is gone.
+func stopSleeper(t *testing.T, target *Target) {
+	t.Helper()
+	if err := target.Stop(t.Context(), "m", time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := target.settled(t.Context(), "m"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // After a reboot there is no shim, and the numbers of processes mean others.
 func TestRebootReadsAsExited(t *testing.T) {
 	t.Parallel()
 	target, inst, _ := startSleeper(t)
-	if err := target.Stop(t.Context(), "m", time.Second); err != nil {
-		t.Fatal(err)
-	}
+	stopSleeper(t, target)
 	for name, s := range map[string]state{
 		"another boot":    {BootID: "another", Status: targets.Status{PID: os.Getpid()}},
 		"another process": {BootID: bootID(), StartTicks: 1, Status: targets.Status{PID: os.Getpid()}},
@@ -102,9 +112,7 @@ func TestRebootReadsAsExited(t *testing.T) {
 func TestTornFilesAreStartable(t *testing.T) {
 	t.Parallel()
 	target, inst, _ := startSleeper(t)
-	if err := target.Stop(t.Context(), "m", time.Second); err != nil {
-		t.Fatal(err)
-	}
+	stopSleeper(t, target)
 	if err := os.WriteFile(inst.path(statusFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
