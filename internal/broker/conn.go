@@ -12,6 +12,7 @@ type conn struct {
 	raw      net.Conn // the socket below it
 
 	certificate *x509.Certificate
+	ended       chan struct{} // closed when the library is done with the connection
 	// Set by hook under Embedded.mu, once.
 	device      string
 	client      string // the MQTT client id

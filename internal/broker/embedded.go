@@ -182,7 +182,7 @@ func (e *Embedded) admit(raw net.Conn) (*conn, bool) {
 		_ = raw.Close()
 		return nil, false
 	}
-	c := &conn{Conn: raw, raw: raw}
+	c := &conn{Conn: raw, raw: raw, ended: make(chan struct{})}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed || e.ctx == nil {
@@ -209,6 +209,7 @@ func (e *Embedded) release(c *conn) {
 	if present {
 		e.inbox.presence(c.device, false)
 	}
+	close(c.ended)
 	<-e.slots
 	e.wg.Done()
 }

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -56,7 +57,6 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	// that follows a revocation finds it, or Admit knows of the revocation.
 	e := h.e
 	e.mu.Lock()
-	old := e.current[cl.ID]
 	c.device, c.client = device, cl.ID
 	ctx, in := e.ctx, e.inbox
 	e.mu.Unlock()
@@ -64,14 +64,31 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 		return h.refuse("device is not admitted", "device", device, "error", err)
 	}
 	e.mu.Lock()
+	old := e.current[cl.ID]
 	e.current[cl.ID] = c
 	e.mu.Unlock()
-	if old != nil {
-		// Before the library does it: it would first write to the old
-		// connection, and wait for a peer that does not read.
-		_ = old.Close()
+	if old != nil && !end(ctx, old) {
+		return h.refuse("an earlier connection does not end", "client", cl.ID)
 	}
 	return true
+}
+
+// end closes a connection and waits until the library has forgotten it; false
+// where it does not. Left to the library, a take-over would first write to the
+// old connection, and wait for a peer that does not read; and what the library
+// tidies up when the old one ends it knows by client id, so that, late, it would
+// take the new one's subscription away.
+func end(ctx context.Context, old *conn) bool {
+	_ = old.Close()
+	late := time.NewTimer(connectTimeout)
+	defer late.Stop()
+	select {
+	case <-old.ended:
+		return true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (h *hook) refuse(why string, args ...any) bool {

@@ -254,19 +254,28 @@ func stall(t *testing.T, url, id string, config *tls.Config) {
 }
 
 func takeOver(t *testing.T, f *fixture) {
-	old := f.device(0)
+	young := f.device(0)
 	if f.Embedded {
 		f.expectPresence()
 	}
-	young := f.device(0)
-	select {
-	case <-old.Lost:
-	case <-time.After(Patience):
-		t.Fatal("the older connection with the same client id goes on")
+	rounds := 1 // NATS shuts out a client that keeps taking itself over
+	if f.Embedded {
+		// A broker may tidy the older connection up late, and with it what the
+		// newer one has subscribed to.
+		rounds = 50
 	}
-	f.publish(0, wire.Control, []byte("which"))
-	if p := young.Expect(); string(p.Payload) != "which" {
-		t.Errorf("received %q", p.Payload)
+	for range rounds {
+		old := young
+		young = f.device(0)
+		select {
+		case <-old.Lost:
+		case <-time.After(Patience):
+			t.Fatal("the older connection with the same client id goes on")
+		}
+		f.publish(0, wire.Control, []byte("which"))
+		if p := young.Expect(); string(p.Payload) != "which" {
+			t.Errorf("received %q", p.Payload)
+		}
 	}
 	young.Say(f.up(0, wire.Control), []byte("mark"))
 	f.expect()
