@@ -155,6 +155,9 @@ func (f *Fleet) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(access.WithPrincipal(ctx, access.Principal{Kind: access.System}))
 	defer cancel(nil)
 	if err := errors.Join(f.sweepUploads(), f.restore(ctx)); err != nil {
+		if ctx.Err() != nil {
+			return nil // ended before it began
+		}
 		return err
 	}
 	var wg sync.WaitGroup
