@@ -48,6 +48,7 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 	h.mux.HandleFunc("GET /v2/health/live", h.live)
 	h.mux.HandleFunc("GET /v2/health/ready", h.ready)
 	h.mux.HandleFunc("POST /score", h.score)
+	h.mux.HandleFunc(everythingElse, h.unknown)
 	for _, base := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		h.mux.HandleFunc("GET "+base, h.metadata)
 		h.mux.HandleFunc("GET "+base+"/ready", h.modelReady)
@@ -60,20 +61,17 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 func (h *Handler) SetReady(m *Model) { h.model.Store(m) }
 
 // ServeHTTP implements http.Handler.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if _, pattern := h.mux.Handler(r); pattern == "" {
-		h.unknown(w, r)
-		return
-	}
-	h.mux.ServeHTTP(w, r)
-}
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// everythingElse is the pattern of what nothing more specific answers.
+const everythingElse = "/"
 
 // unknown answers for paths and methods that there are none of.
 func (h *Handler) unknown(w http.ResponseWriter, r *http.Request) {
 	for _, other := range []string{http.MethodGet, http.MethodPost} {
 		asked := r.Clone(r.Context())
 		asked.Method = other
-		if _, pattern := h.mux.Handler(asked); pattern != "" && other != r.Method {
+		if _, pattern := h.mux.Handler(asked); pattern != everythingElse && other != r.Method {
 			w.Header().Set("Allow", other)
 			h.write(w, http.StatusMethodNotAllowed, errorBody{Error: "method " + r.Method + " came, " + other + " was expected", Code: atelier.Invalid})
 			return

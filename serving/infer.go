@@ -1,18 +1,16 @@
 package serving
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"strings"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	atelier "github.com/atelier-edge/atelier"
 )
 
-// The form of an inference request and its answer, as Open Inference Protocol v2
+// The form of an inference request, as Open Inference Protocol v2
 // (github.com/kserve/open-inference-protocol, inference_rest.md) and its binary
 // tensor data extension (triton-inference-server/server, extension_binary_data.md)
 // have it.
@@ -24,78 +22,17 @@ type (
 		Outputs    []requestOutput `json:"outputs"`
 	}
 	requestInput struct {
-		Name       string          `json:"name"`
-		Shape      []int64         `json:"shape"`
-		Datatype   string          `json:"datatype"`
-		Parameters map[string]any  `json:"parameters"`
-		Data       json.RawMessage `json:"data"`
+		Name       string         `json:"name"`
+		Shape      []int64        `json:"shape"`
+		Datatype   string         `json:"datatype"`
+		Parameters map[string]any `json:"parameters"`
+		Data       jsontext.Value `json:"data"`
 	}
 	requestOutput struct {
 		Name       string         `json:"name"`
 		Parameters map[string]any `json:"parameters"`
 	}
-	responseOutput struct {
-		Name       string          `json:"name"`
-		Datatype   Datatype        `json:"datatype"`
-		Shape      []int64         `json:"shape"`
-		Parameters map[string]any  `json:"parameters,omitempty"`
-		Data       json.RawMessage `json:"data,omitempty"`
-	}
-	inferResponse struct {
-		ModelName    string           `json:"model_name"`
-		ModelVersion string           `json:"model_version,omitempty"`
-		ID           string           `json:"id,omitempty"`
-		Outputs      []responseOutput `json:"outputs"`
-	}
 )
-
-// decodeJSON reads exactly one JSON value into v and refuses fields that v does
-// not have. The error says what is wrong and where.
-func decodeJSON(data []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	err := d.Decode(v)
-	if err == nil {
-		if _, err := d.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		return atelier.Errorf(atelier.Invalid, "the body goes on after its JSON ends, at byte %d", d.InputOffset())
-	}
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		at := max(0, min(int(syntax.Offset)-1, len(data)))
-		near := data[at:min(at+20, len(data))]
-		e := atelier.Errorf(atelier.Invalid, "the body is not JSON: %v at byte %d, near %.20q", syntax, syntax.Offset, near)
-		if bytes.HasPrefix(near, []byte("N")) || bytes.HasPrefix(near, []byte("I")) {
-			e.WithRemedy("JSON has no NaN and no infinity; send such tensors in binary form.")
-		}
-		return e
-	case errors.As(err, &kind):
-		return atelier.Errorf(atelier.Invalid, "%s is a %s, expected was %s", kind.Field, kind.Value, jsonKind(kind)).WithField(kind.Field)
-	case errors.Is(err, io.EOF):
-		return atelier.Errorf(atelier.Invalid, "the body is empty, a JSON object was expected")
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return atelier.Errorf(atelier.Invalid, "the body ends in the middle of its JSON, after %d bytes", len(data))
-	}
-	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return atelier.Errorf(atelier.Invalid, "the body has a field %s that is not known here", name).WithField(strings.Trim(name, `"`))
-	}
-	return atelier.Errorf(atelier.Invalid, "the body cannot be read: %w", err)
-}
-
-func jsonKind(e *json.UnmarshalTypeError) string {
-	switch e.Type.Kind().String() {
-	case "slice":
-		return "a list"
-	case "struct", "map":
-		return "an object"
-	case "int64":
-		return "a whole number"
-	}
-	return "a " + e.Type.Kind().String()
-}
 
 // decodeInfer reads a request: its JSON, then the binary tensors that follow it.
 func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) {
@@ -250,28 +187,49 @@ func flag(parameters map[string]any, name string, otherwise bool, field string) 
 }
 
 // encodeInfer writes the answer: its JSON of headLen bytes, then the binary
-// tensors. Without any of those headLen is all of it and binaryForm false.
+// tensors. Without any of those headLen is all of it and binaryForm false. It is
+// written by hand, since an encoder would read the tensors' text once more.
 func (m *Model) encodeInfer(id string, wanted []wantedOutput, outputs []Tensor) (body []byte, headLen int, binaryForm bool, err error) {
-	resp := inferResponse{ModelName: m.Name, ModelVersion: m.Version, ID: id, Outputs: make([]responseOutput, len(outputs))}
+	b := quoted(append(make([]byte, 0, 256), `{"model_name":`...), m.Name)
+	b = quoted(append(b, `,"model_version":`...), m.Version)
+	if id != "" {
+		b = quoted(append(b, `,"id":`...), id)
+	}
+	b = append(b, `,"outputs":[`...)
 	var tail []byte
 	for i := range outputs {
 		t := &outputs[i]
 		name := m.Engine.Signature().Outputs[wanted[i].index].Name
-		out := responseOutput{Name: name, Datatype: t.Type, Shape: t.Shape}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = quoted(append(b, `{"name":`...), name)
+		b = quoted(append(b, `,"datatype":`...), string(t.Type))
+		b = appendShape(append(b, `,"shape":`...), t.Shape)
 		if wanted[i].binary {
 			before := len(tail)
 			tail = appendBinary(tail, t)
-			out.Parameters = map[string]any{"binary_data_size": len(tail) - before}
+			b = strconv.AppendInt(append(b, `,"parameters":{"binary_data_size":`...), int64(len(tail)-before), 10)
+			b = append(b, '}')
 			binaryForm = true
-		} else if out.Data, err = appendFlat(nil, t, name); err != nil {
+		} else if b, err = appendFlat(append(b, `,"data":`...), t, name); err != nil {
 			return nil, 0, false, err
 		}
-		resp.Outputs[i] = out
+		b = append(b, '}')
 	}
-	if body, err = json.Marshal(&resp); err != nil {
-		return nil, 0, false, err
+	b = append(b, "]}"...)
+	return append(b, tail...), len(b), binaryForm, nil
+}
+
+func appendShape(b []byte, shape []int64) []byte {
+	b = append(b, '[')
+	for i, d := range shape {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, d, 10)
 	}
-	return append(body, tail...), len(body), binaryForm, nil
+	return append(b, ']')
 }
 
 // appendBinary appends t's elements in the protocol's binary form.

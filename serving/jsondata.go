@@ -2,11 +2,12 @@ package serving
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -17,7 +18,7 @@ const maxRank = 32
 // parseData reads the elements of a tensor from JSON. They come flat, in
 // row-major order, or nested as the shape is. A nil shape is read off the nesting.
 // field names the data in errors, which all have the code Invalid.
-func parseData(raw []byte, typ Datatype, shape []int64, field string) (Tensor, error) {
+func parseData(raw jsontext.Value, typ Datatype, shape []int64, field string) (Tensor, error) {
 	p := dataParser{raw: raw, typ: typ, field: field, out: Tensor{Type: typ}}
 	if shape != nil {
 		n, ok := Elements(shape)
@@ -43,7 +44,7 @@ func parseData(raw []byte, typ Datatype, shape []int64, field string) (Tensor, e
 }
 
 // dataParser reads numbers, truth values and strings from nested arrays. The
-// text has passed encoding/json already, so its syntax is right.
+// text has passed jsontext already, so its syntax is right.
 type dataParser struct {
 	raw   []byte
 	at    int
@@ -154,7 +155,7 @@ func (p *dataParser) element() error {
 	for p.at < len(p.raw) && p.raw[p.at] != ',' && p.raw[p.at] != ']' && p.raw[p.at] > ' ' {
 		p.at++
 	}
-	word := string(p.raw[start:p.at])
+	word := p.raw[start:p.at]
 	wrong := func() error {
 		return p.bad("holds %.40s as element %d, %s was expected", word, p.count-1, expected(p.typ))
 	}
@@ -162,7 +163,7 @@ func (p *dataParser) element() error {
 	case Bytes:
 		return wrong()
 	case Bool:
-		switch word {
+		switch string(word) {
 		case "true", "1":
 			p.out.Data = append(p.out.Data, 1)
 		case "false", "0":
@@ -172,7 +173,7 @@ func (p *dataParser) element() error {
 		}
 		return nil
 	case FP16, BF16, FP32:
-		f, err := strconv.ParseFloat(word, 32)
+		f, err := strconv.ParseFloat(string(word), 32)
 		if err != nil || p.typ == FP16 && math.Abs(f) >= 65520 {
 			return wrong()
 		}
@@ -186,14 +187,14 @@ func (p *dataParser) element() error {
 		}
 		return nil
 	case FP64:
-		f, err := strconv.ParseFloat(word, 64)
+		f, err := strconv.ParseFloat(string(word), 64)
 		if err != nil {
 			return wrong()
 		}
 		p.out.Data = binary.LittleEndian.AppendUint64(p.out.Data, math.Float64bits(f))
 		return nil
 	}
-	bits, ok := parseInteger(word, p.typ)
+	bits, ok := parseInteger(string(word), p.typ)
 	if !ok {
 		return wrong()
 	}
@@ -237,11 +238,11 @@ func (p *dataParser) text() error {
 	if p.typ != Bytes || p.at > len(p.raw) {
 		return p.bad("holds %.40s as element %d, %s was expected", p.raw[start:min(p.at, len(p.raw))], p.count-1, expected(p.typ))
 	}
-	var s string
-	if err := json.Unmarshal(p.raw[start:p.at], &s); err != nil {
+	s, err := jsontext.AppendUnquote(nil, p.raw[start:p.at])
+	if err != nil {
 		return p.bad("holds a broken string as element %d", p.count-1)
 	}
-	p.out.Strings = append(p.out.Strings, s)
+	p.out.Strings = append(p.out.Strings, string(s))
 	return nil
 }
 
@@ -308,8 +309,7 @@ func appendElement(b []byte, t *Tensor, i int64, field string) ([]byte, error) {
 			return nil, atelier.Errorf(atelier.Unsupported, "output %s holds bytes that are no UTF-8, which JSON cannot carry", field).
 				WithRemedy("Ask for this output with the parameter binary_data.").WithField(field)
 		}
-		quoted, err := json.Marshal(s)
-		return append(b, quoted...), err
+		return quoted(b, s), nil
 	}
 	d := t.Data[i*t.Type.Size():]
 	var f float64

@@ -2,8 +2,9 @@ package serving
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -12,8 +13,8 @@ import (
 // with one input, the value of that input alone. Values are nested as the tensor
 // is; datatypes are the model's.
 type scoreRequest struct {
-	Inputs map[string]json.RawMessage `json:"inputs"`
-	Data   json.RawMessage            `json:"data"`
+	Inputs map[string]jsontext.Value `json:"inputs"`
+	Data   jsontext.Value            `json:"data"`
 }
 
 // score answers POST /score: {"outputs": {name: nested values}}.
@@ -34,7 +35,7 @@ func (m *Model) score(ctx context.Context, body []byte) ([]byte, error) {
 			WithRemedy(`Send {"inputs": {name: values}}.`).WithField("data")
 	}
 	tensors, came := make([]Tensor, len(s.Inputs)), make([]bool, len(s.Inputs))
-	read := func(at int, raw json.RawMessage, field string) (err error) {
+	read := func(at int, raw jsontext.Value, field string) (err error) {
 		came[at] = true
 		if tensors[at], err = parseData(raw, Datatype(s.Inputs[at].Type), nil, field); err != nil {
 			return err
@@ -66,11 +67,15 @@ func (m *Model) score(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := make(map[string]json.RawMessage, len(outputs))
+	b := []byte(`{"outputs":{`)
 	for i := range outputs {
-		if answer[s.Outputs[i].Name], err = appendNested(nil, &outputs[i], s.Outputs[i].Name); err != nil {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(quoted(b, s.Outputs[i].Name), ':')
+		if b, err = appendNested(b, &outputs[i], s.Outputs[i].Name); err != nil {
 			return nil, err
 		}
 	}
-	return json.Marshal(map[string]any{"outputs": answer})
+	return append(b, "}}"...), nil
 }
