@@ -16,13 +16,11 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/atelier-edge/atelier/serving"
-	"github.com/atelier-edge/atelier/serving/onnxruntime"
 )
 
 // The exit codes.
@@ -84,7 +82,7 @@ func parse(args []string) (config, error) {
 	flags.StringVar(&c.model, "model", "", "the ONNX `FILE`")
 	flags.StringVar(&c.runtime, "runtime", "", "ONNX Runtime's shared library, a `FILE`")
 	flags.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`ADDRESS` to answer on: host:port, or unix:PATH")
-	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor)")
+	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
@@ -138,33 +136,6 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		}
 	}
 	return errors.Join(err, model.Engine.Close())
-}
-
-// load loads the runtime and the model, and warms it.
-func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, error) {
-	library, err := onnxruntime.Load(c.runtime)
-	if err != nil {
-		return nil, &exitError{exitRuntime, err}
-	}
-	begin := time.Now()
-	engine, err := library.Open(c.model, onnxruntime.Options{Threads: c.threads, Spin: c.spin})
-	if err != nil {
-		return nil, &exitError{exitModel, err}
-	}
-	for _, name := range engine.Skipped() {
-		log.Warn("an output is no tensor and cannot be asked for", "output", name)
-	}
-	concurrency := c.concurrency
-	if concurrency == 0 {
-		concurrency = 2 * runtime.NumCPU()
-	}
-	model := serving.NewModel(c.name, c.version, engine, concurrency)
-	loaded := time.Now()
-	if err := model.Warm(ctx); err != nil {
-		log.Warn("the model does not take zeros; it starts cold", "error", err)
-	}
-	log.Info("loaded", "runtime", library.Version(), "load", loaded.Sub(begin), "warm", time.Since(loaded))
-	return model, nil
 }
 
 // listen opens address. A socket that a former process left behind is taken over;
