@@ -184,7 +184,8 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Log: part(c.log, "registry")})
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
-		Admit: devices.Admit, Telemetry: h.telemetry, Shard: wire.DefaultShard, Log: part(c.log, "fleet"),
+		Admit: devices.Admit, Telemetry: h.telemetry, Uploads: filepath.Join(c.data, "uploads"),
+		Shard: wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)

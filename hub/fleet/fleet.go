@@ -21,7 +21,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,8 +79,8 @@ type Config struct {
 	Vault     *vault.Vault
 	Content   *content.Store
 	Bus       broker.Bus
-	// Uploads is a directory for what devices send, while it is being fetched;
-	// the system's for temporary files where empty.
+	// Uploads is a directory of this fleet's alone, for what devices send while it
+	// is being fetched. Run makes it, and empties it when it begins.
 	Uploads string
 	// Admit decides whether a device may connect with a verified certificate.
 	Admit func(ctx context.Context, device string, certificate *x509.Certificate) error
@@ -142,9 +141,6 @@ func New(c Config) *Fleet {
 	}
 	f.resolver.wake = make(chan struct{}, 1)
 	f.logs.pending = map[string]collection{}
-	if f.uploadDir == "" {
-		f.uploadDir = os.TempDir()
-	}
 	f.sender = f.newSender()
 	return f
 }
@@ -154,7 +150,7 @@ func New(c Config) *Fleet {
 func (f *Fleet) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(access.WithPrincipal(ctx, access.Principal{Kind: access.System}))
 	defer cancel(nil)
-	if err := errors.Join(f.sweepUploads(), f.restore(ctx)); err != nil {
+	if err := errors.Join(f.emptyUploads(), f.restore(ctx)); err != nil {
 		if ctx.Err() != nil {
 			return nil // ended before it began
 		}

@@ -3,7 +3,11 @@ package fleet_test
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -73,6 +77,22 @@ func mainWay(t *testing.T, h *hub, ws string, d *device) {
 	r, err := h.fleet.Trace(h.ctx, ws, dep.Rollout+"-xyz")
 	if err != nil || r.Version != 1 || r.Digest != v1.Digest || r.By != "token:admin" || r.DeploymentName != "digits" {
 		t.Errorf("trace %+v, %v", r, err)
+	}
+}
+
+// What a log left half-way when the hub was killed is gone after its next start.
+func TestUploadsAreEmptied(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	left := filepath.Join(h.uploads, "collect-1", "content")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	d := h.join(h.workspace("lab"), "kiosk", edge)
+	d.connect() // so that the fleet has begun
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what an earlier run left is still there: %v", err)
 	}
 }
 

@@ -50,6 +50,7 @@ type hub struct {
 	wrap      func(broker.Bus) broker.Bus
 	stop      func()
 	log       *slog.Logger
+	uploads   string
 }
 
 // hurried is a clock that goes ten times as fast.
@@ -91,6 +92,7 @@ func newHub(t *testing.T) *hub {
 		t: t, sink: &sink{frames: map[string][]string{}}, wrap: func(b broker.Bus) broker.Bus { return b },
 		ctx: access.WithPrincipal(t.Context(), access.Principal{Kind: access.User, Name: "admin", Role: access.Admin}),
 		log: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		uploads: filepath.Join(dir, "uploads"),
 	}
 	var err error
 	must := func() {
@@ -171,7 +173,7 @@ func (h *hub) run(bus broker.Bus) {
 	h.bus = h.wrap(bus)
 	h.fleet = fleet.New(fleet.Config{
 		Store: h.store, Access: h.access, Authority: h.authority, Vault: h.vault, Content: h.content, Bus: h.bus,
-		Admit: h.enrol.Admit, Telemetry: h.sink, Uploads: h.t.TempDir(), Log: h.log, Clock: hurried{time.Now()},
+		Admit: h.enrol.Admit, Telemetry: h.sink, Uploads: h.uploads, Log: h.log, Clock: hurried{time.Now()},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +25,6 @@ const (
 	logPatience  = 2 * time.Minute
 	collectRetry = 2 * time.Second
 	maxPending   = 64 // collections at once
-	uploadPrefix = "collect-"
 )
 
 // collections are the requests that wait for a device's answer.
@@ -137,7 +135,7 @@ func (f *Fleet) upload(ctx context.Context, d atelier.Device, limit int64, got w
 	if got.Size == 0 {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	dir, err := os.MkdirTemp(f.uploadDir, uploadPrefix)
+	dir, err := os.MkdirTemp(f.uploadDir, "collect-")
 	if err != nil {
 		return nil, durable.Explain(err, "make a directory for an upload")
 	}
@@ -169,11 +167,11 @@ type uploaded struct {
 
 func (u *uploaded) Close() error { return errors.Join(u.blob.Close(), os.RemoveAll(u.dir)) }
 
-// sweepUploads removes what an earlier run of the hub left behind.
-func (f *Fleet) sweepUploads() error {
-	left, err := filepath.Glob(filepath.Join(f.uploadDir, uploadPrefix+"*"))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+// emptyUploads removes what an earlier run of the hub left behind.
+func (f *Fleet) emptyUploads() error {
+	err := os.RemoveAll(f.uploadDir)
+	if err == nil {
+		err = os.MkdirAll(f.uploadDir, 0o700)
 	}
-	return err
+	return durable.Explain(err, "empty "+f.uploadDir)
 }
