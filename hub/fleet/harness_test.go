@@ -31,7 +31,7 @@ import (
 	"github.com/atelier-edge/atelier/internal/wire"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // hub is a hub's fleet with all its real parts.
 type hub struct {
@@ -90,8 +90,8 @@ func newHub(t *testing.T) *hub {
 	dir := t.TempDir()
 	h := &hub{
 		t: t, sink: &sink{frames: map[string][]string{}}, wrap: func(b broker.Bus) broker.Bus { return b },
-		ctx: access.WithPrincipal(t.Context(), access.Principal{Kind: access.User, Name: "admin", Role: access.Admin}),
-		log: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		ctx:     access.WithPrincipal(t.Context(), access.Principal{Kind: access.User, Name: "admin", Role: access.Admin}),
+		log:     slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		uploads: filepath.Join(dir, "uploads"),
 	}
 	var err error

@@ -67,7 +67,9 @@ func TestPrometheusAPIIsGuarded(t *testing.T) {
 		t.Helper()
 		var answer struct {
 			Status string
-			Data   struct{ Result []struct{ Metric map[string]string } }
+			Data   struct {
+				Result []struct{ Metric map[string]string }
+			}
 		}
 		r.into(t, http.StatusOK, &answer)
 		return len(answer.Data.Result)
