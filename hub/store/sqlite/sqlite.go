@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
@@ -25,10 +26,16 @@ import (
 // readers bounds the connections that serve views; each holds a page cache of 2 MB.
 const readers = 8
 
+// Option adjusts a store.
+type Option func(*sqlstore.Engine)
+
+// WithClock sets the clock that changes are stamped with.
+func WithClock(now func() time.Time) Option { return func(e *sqlstore.Engine) { e.Now = now } }
+
 // Open opens the database file at path, makes it where it is missing (its
 // directory must exist), and brings its schema up to date. Only the owner may
 // read the file. One process opens a file at a time.
-func Open(ctx context.Context, path string) (store.Store, error) {
+func Open(ctx context.Context, path string, options ...Option) (store.Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fault(path, err)
@@ -51,13 +58,17 @@ func Open(ctx context.Context, path string) (store.Store, error) {
 	if err != nil {
 		return nil, errors.Join(fault(path, err), writer.Close())
 	}
-	s, err := sqlstore.Open(ctx, sqlstore.Engine{
+	engine := sqlstore.Engine{
 		Writer: writer, Reader: reader, View: sql.TxOptions{ReadOnly: true},
 		Migrations: goose.DialectSQLite3,
 		Fault: func(err error) sqlstore.Fault {
 			return classify(err, func() (int64, error) { return durable.OS{}.Free(filepath.Dir(path)) })
 		},
-	})
+	}
+	for _, option := range options {
+		option(&engine)
+	}
+	s, err := sqlstore.Open(ctx, engine)
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,8 @@ type Engine struct {
 	Types *strings.Replacer
 	// Fault classifies an error of the driver.
 	Fault func(error) Fault
+	// Now is the clock that changes are stamped with; nil for time.Now.
+	Now func() time.Time
 }
 
 // Fault is what an engine's error means for the transaction that met it.
@@ -56,7 +58,6 @@ const (
 // Store is a store.Store over an Engine.
 type Store struct {
 	engine  Engine
-	now     func() time.Time
 	writes  chan *write
 	closing chan struct{} // closed by Close
 	stopped chan struct{} // closed when the writer has ended
@@ -70,8 +71,11 @@ type Store struct {
 // Open migrates the engine's database and returns the store over it. The store
 // owns both pools from then on, and closes them also where Open fails.
 func Open(ctx context.Context, e Engine) (*Store, error) {
+	if e.Now == nil {
+		e.Now = time.Now
+	}
 	s := &Store{
-		engine: e, now: time.Now,
+		engine: e,
 		writes: make(chan *write), closing: make(chan struct{}), stopped: make(chan struct{}),
 		watchers: map[chan struct{}]struct{}{},
 	}

@@ -90,7 +90,7 @@ func (t *tx) fail(doing string, err error) error {
 
 // now is the time in the store's resolution, so that what Insert returns is
 // what Get returns later.
-func (t *tx) now() time.Time { return fromMicros(t.store.now().UnixMicro()) }
+func (t *tx) now() time.Time { return fromMicros(t.store.engine.Now().UnixMicro()) }
 
 func fromMicros(us int64) time.Time { return time.UnixMicro(us).UTC() }
 
