@@ -85,7 +85,7 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 		want := &desired.Modules[i]
 		m := have[want.Deployment]
 		switch {
-		case m.Current != nil && m.Current.Rollout == want.Rollout && m.Current.State == atelier.Serving:
+		case m.Current != nil && m.Current.Rollout == want.Rollout && m.Current.State == atelier.Serving && m.Current.Why.Reason() == atelier.ReasonAsDesired:
 		case m.Candidate != nil:
 			return no(m.Candidate.Why)
 		case m.Current != nil:

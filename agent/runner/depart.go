@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -73,7 +72,7 @@ func (i *instance) busy(ctx context.Context) (busy, away bool, err error) {
 	r.mu.Lock()
 	table := r.slots.RouteTable
 	r.mu.Unlock()
-	if slices.ContainsFunc(table.Routes, func(route atelier.Route) bool { return route.Backend.Rollout == i.module.Rollout }) {
+	if routesTo(table, i.module.Rollout) {
 		return true, false, nil // the table without it is not made yet
 	}
 	status, err := r.opts.Gateway.Status(ctx)

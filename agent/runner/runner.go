@@ -112,7 +112,8 @@ type Runner struct {
 	mu        sync.Mutex
 	slots     state.Slots
 	instances map[string]*instance // by rollout
-	inForce   uint64               // sequence of the newest table that the gateway is known to have
+	inForce   atelier.RouteTable   // the newest that the gateway is known to have
+	untaken   error                // why the gateway did not take the newest one the last time
 	unsaved   error                // why the slots could not be saved the last time
 }
 
@@ -159,7 +160,7 @@ func (r *Runner) Wake() {
 // GatewayRestarted tells that the gateway's table may not be the one it was given.
 func (r *Runner) GatewayRestarted() {
 	r.mu.Lock()
-	r.inForce = 0
+	r.inForce = atelier.RouteTable{}
 	r.mu.Unlock()
 	r.Wake()
 }
@@ -237,7 +238,7 @@ func (r *Runner) ensure(slot *state.Slot, leaving bool) {
 // route brings the newest route table into force. False means that it did not work.
 func (r *Runner) route(ctx context.Context) bool {
 	r.mu.Lock()
-	table, inForce := r.slots.RouteTable, r.inForce
+	table, inForce := r.slots.RouteTable, r.inForce.Sequence
 	r.mu.Unlock()
 	if table.Sequence == 0 || table.Sequence == inForce {
 		return true
@@ -258,7 +259,7 @@ func (r *Runner) route(ctx context.Context) bool {
 		r.opts.Log.Info("the gateway has new routes", "sequence", table.Sequence, "routes", len(table.Routes))
 	}
 	r.mu.Lock()
-	r.inForce = table.Sequence
+	r.inForce, r.untaken = table, nil
 	r.mu.Unlock()
 	return true
 }
@@ -268,6 +269,9 @@ const gatewayTimeout = 10 * time.Second
 
 func (r *Runner) unrouted(err error) bool {
 	r.opts.Log.Debug("the gateway did not take the routes", "error", err)
+	r.mu.Lock()
+	r.untaken = err
+	r.mu.Unlock()
 	return false
 }
 
@@ -336,7 +340,8 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 }
 
 // slotStatus returns the status of a slot. A ready rollout serves when the
-// gateway has a table with it. The caller holds r.mu.
+// gateway has a table with it; as desired only when that is the newest one. The
+// caller holds r.mu.
 func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus {
 	if slot == nil {
 		return nil
@@ -351,15 +356,30 @@ func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus 
 		return &s
 	}
 	switch {
-	case current && r.inForce == r.slots.RouteTable.Sequence:
-		s.State = atelier.Serving
-		s.Why = atelier.Because(atelier.ReasonAsDesired, "")
 	case current:
-		s.Why = atelier.Because(atelier.ReasonGatewayDown, "the module is ready, and the gateway has not taken its route yet")
+		if routesTo(r.inForce, slot.Module.Rollout) {
+			s.State = atelier.Serving
+		}
+		s.Why = r.taken()
 	case r.unsaved != nil:
 		s.Why = atelier.Because(atelier.ReasonStateNotDurable, r.unsaved.Error())
 	}
 	return &s
+}
+
+// taken tells how far the gateway is with the newest table. The caller holds r.mu.
+func (r *Runner) taken() atelier.Why {
+	switch {
+	case r.inForce.Sequence == r.slots.RouteTable.Sequence:
+		return atelier.Because(atelier.ReasonAsDesired, "")
+	case r.untaken != nil:
+		return atelier.Because(atelier.ReasonGatewayDown, "the gateway has not taken the newest routes: "+r.untaken.Error())
+	}
+	return atelier.Because(atelier.ReasonWaiting, "the gateway is about to take the newest routes")
+}
+
+func routesTo(table atelier.RouteTable, rollout string) bool {
+	return slices.ContainsFunc(table.Routes, func(route atelier.Route) bool { return route.Backend.Rollout == rollout })
 }
 
 // Find returns the target and the instance's id of a deployment's present

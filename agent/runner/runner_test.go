@@ -516,6 +516,44 @@ func TestNewKeysNeedNoNewRollout(t *testing.T) {
 	}
 }
 
+// A rollout that the gateway routes to goes on serving while newer routes are on
+// their way, or do not get there; but not as desired.
+func TestServesWhileNewRoutesAreOnTheirWay(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t)
+	var hold, broken atomic.Bool
+	held, release := make(chan struct{}), make(chan struct{})
+	d.gateway.Before = func(operation, _ string) error {
+		if operation == "apply" && hold.CompareAndSwap(true, false) {
+			close(held)
+			<-release
+		}
+		if operation == "apply" && broken.Load() {
+			return errors.New("connection refused")
+		}
+		return nil
+	}
+	d.start()
+	m := d.module("digits", "one")
+	d.desire(m)
+	d.serves(m)
+	broken.Store(true)
+	hold.Store(true)
+	m.Endpoint.Keys.Primary = "rotated"
+	d.desire(m)
+	<-held
+	if s := d.status(m).Current; s.State != atelier.Serving || s.Why.Reason() != atelier.ReasonWaiting {
+		t.Errorf("on their way: %s, %s", s.State, s.Why.Reason())
+	}
+	close(release)
+	d.eventually("the gateway is said to be down", func() bool {
+		s := d.status(m).Current
+		return s.State == atelier.Serving && s.Why.Reason() == atelier.ReasonGatewayDown
+	})
+	broken.Store(false)
+	d.eventually("it serves as desired", func() bool { return d.status(m).Current.Why.Reason() == atelier.ReasonAsDesired })
+}
+
 func TestWantedAgainWhileItLeaves(t *testing.T) {
 	t.Parallel()
 	d := newDevice(t)

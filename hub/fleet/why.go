@@ -88,7 +88,7 @@ func (p *picture) findings(now time.Time) []Finding {
 	}
 	for i := range p.desired.Modules {
 		m := &p.desired.Modules[i]
-		if s := p.status(m); s.State != atelier.Serving {
+		if s := p.status(m); s.State != atelier.Serving || s.Why.Reason() != atelier.ReasonAsDesired {
 			add("deployment "+m.Name, s.Why)
 		}
 	}
