@@ -166,7 +166,10 @@ func (a *agent) openLocal() {
 		Times:     gateway.DefaultTimes, Log: a.log.With("part", "gateway"),
 	})
 	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{MaxFrame: wire.MaxPacket})
-	a.fetcher = fetch.New(a.content, a.receiver, a.config.Disk.ReserveBytes)
+	a.fetcher = fetch.New(a.content, a.receiver, fetch.Options{
+		Reserve: a.config.Disk.ReserveBytes, Keep: time.Duration(a.config.Disk.KeepUnused),
+		Needed: func() map[atelier.Digest]bool { return a.runner.Needed() },
+	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Targets: a.targets,
 		Gateway: a.gateway.Client(), Ready: gateway.Ready,
@@ -299,7 +302,7 @@ func (a *agent) upkeep(ctx context.Context) {
 	var collecting sync.WaitGroup
 	defer collecting.Wait()
 	collecting.Go(func() {
-		a.fetcher.Collect(ctx, a.runner.Needed, func(err error) { a.log.Warn("cannot remove old content", "error", err) })
+		a.fetcher.Collect(ctx, func(err error) { a.log.Warn("cannot remove old content", "error", err) })
 	})
 	ticker := time.NewTicker(refill)
 	defer ticker.Stop()

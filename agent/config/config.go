@@ -71,6 +71,8 @@ type Disk struct {
 	// BallastBytes is the size of the file that is given up when the disk is
 	// full, so that state can still be saved. 0 is none.
 	BallastBytes int64 `toml:"ballast_bytes"`
+	// KeepUnused is how long content stays that no module needs any more.
+	KeepUnused Duration `toml:"keep_unused"`
 }
 
 // Paths say where things lie; see docs/agent.md.
@@ -101,7 +103,7 @@ func Default() Config {
 		Log:       Log{Level: "info"},
 		Telemetry: Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
 		Gateway:   Gateway{Listen: "127.0.0.1:8600"},
-		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20},
+		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute)},
 		Paths:     Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
 	}
 }
@@ -155,6 +157,9 @@ func (c *Config) check() error {
 	}
 	if c.Disk.ReserveBytes < 0 || c.Disk.BallastBytes < 0 {
 		return wrong("disk", "holds a negative size")
+	}
+	if k := time.Duration(c.Disk.KeepUnused); k < 0 {
+		return wrong("disk.keep_unused", "is %v, expected 0s or more", k)
 	}
 	for field, p := range map[string]string{"paths.state": c.Paths.State, "paths.run": c.Paths.Run} {
 		if !filepath.IsAbs(p) {

@@ -9,6 +9,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -35,13 +36,24 @@ type Receiver interface {
 type Fetcher struct {
 	store    Store
 	receiver Receiver
-	reserve  int64
+	opts     Options
 	turn     chan struct{} // holds one token: one module fetches at a time
 }
 
-// New returns a Fetcher that leaves reserve bytes of the disk free.
-func New(store Store, receiver Receiver, reserve int64) *Fetcher {
-	return &Fetcher{store: store, receiver: receiver, reserve: reserve, turn: make(chan struct{}, 1)}
+// Options say what of the disk is used.
+type Options struct {
+	Reserve int64 // bytes that stay free
+	// Keep is how long content stays after nothing needed it any more, so that the
+	// way back to it is short. A disk that is full does not wait for it.
+	Keep time.Duration
+	// Needed returns the digests that must stay. It is asked while Fetch and
+	// Collect run.
+	Needed func() map[atelier.Digest]bool
+}
+
+// New returns a Fetcher.
+func New(store Store, receiver Receiver, opts Options) *Fetcher {
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1)}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -70,7 +82,7 @@ func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func
 	if missing, here, err = f.missing(files); err != nil {
 		return err
 	}
-	if err := f.room(missing); err != nil {
+	if err := f.makeRoom(ctx, missing); err != nil {
 		return err
 	}
 	return f.receive(ctx, missing, here, progress)
@@ -147,6 +159,21 @@ func (f *Fetcher) missing(files []atelier.File) (missing []atelier.File, here in
 	return missing, here, nil
 }
 
+// makeRoom checks that the disk can take files. Where it cannot, content that
+// nothing needs goes at once.
+func (f *Fetcher) makeRoom(ctx context.Context, files []atelier.File) error {
+	short := f.room(files)
+	if atelier.CodeOf(short) != atelier.NoSpace {
+		return short
+	}
+	for range 2 { // the first pass condemns, the second removes
+		if err := f.collect(ctx, 0); err != nil {
+			return errors.Join(short, err)
+		}
+	}
+	return f.room(files)
+}
+
 // room checks that the disk can take files. Content that has arrived in part is
 // counted in full: it is at most a little too careful.
 func (f *Fetcher) room(files []atelier.File) error {
@@ -158,8 +185,8 @@ func (f *Fetcher) room(files []atelier.File) error {
 	if err != nil {
 		return err
 	}
-	if short := need + f.reserve - free; short > 0 {
-		return atelier.Errorf(atelier.NoSpace, "%d bytes are to be fetched, %d are free and %d of them stay in reserve: %d bytes too few", need, free, f.reserve, short).
+	if short := need + f.opts.Reserve - free; short > 0 {
+		return atelier.Errorf(atelier.NoSpace, "%d bytes are to be fetched, %d are free and %d of them stay in reserve: %d bytes too few", need, free, f.opts.Reserve, short).
 			WithRemedy("Free at least %d bytes on the device, or remove a deployment from it.", short)
 	}
 	return nil
@@ -189,24 +216,22 @@ func Size(files []atelier.File) int64 {
 
 // Times of garbage collection.
 const (
-	collectEvery = time.Hour
-	// condemnedFor is how long content stays after nothing needed it any more.
-	condemnedFor = 30 * time.Minute
+	collectEvery = time.Hour // at most; more often where content is kept for less
 	// staleAfter is how long an unfinished fetch is kept to be resumed.
 	staleAfter = 7 * 24 * time.Hour
 )
 
-// Collect removes content that needed denies, now and then until ctx ends. It
+// Collect removes content that nothing needs, now and then until ctx ends. It
 // tells failed why a pass did not work; the next one tries again.
-func (f *Fetcher) Collect(ctx context.Context, needed func() map[atelier.Digest]bool, failed func(error)) {
-	ticker := time.NewTicker(collectEvery)
+func (f *Fetcher) Collect(ctx context.Context, failed func(error)) {
+	ticker := time.NewTicker(min(collectEvery, max(time.Second, f.opts.Keep/2)))
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if err := f.collect(ctx, needed); err != nil && ctx.Err() == nil {
+			if err := f.collect(ctx, f.opts.Keep); err != nil && ctx.Err() == nil {
 				failed(err)
 			}
 		}
@@ -214,11 +239,11 @@ func (f *Fetcher) Collect(ctx context.Context, needed func() map[atelier.Digest]
 }
 
 // collect makes one pass.
-func (f *Fetcher) collect(ctx context.Context, needed func() map[atelier.Digest]bool) error {
+func (f *Fetcher) collect(ctx context.Context, keep time.Duration) error {
 	if err := f.store.AbortStale(staleAfter); err != nil {
 		return err
 	}
 	// Asked anew for each blob: a desired state may arrive meanwhile.
-	_, err := f.store.Collect(ctx, condemnedFor, func(d atelier.Digest) (bool, error) { return needed()[d], nil })
+	_, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return f.opts.Needed()[d], nil })
 	return err
 }

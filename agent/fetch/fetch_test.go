@@ -77,7 +77,7 @@ func setup(t *testing.T, contents ...string) (*hub, *durabletest.Disk, []atelier
 func TestFetchesWhatIsMissingOnce(t *testing.T) {
 	t.Parallel()
 	h, _, files := setup(t, "one", "three", "one")
-	f := New(h.store, h, 0)
+	f := New(h.store, h, Options{})
 	var told []int64
 	if err := f.Fetch(t.Context(), files, func(n int64) { told = append(told, n) }); err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := New(h.store, h, free-900)
+	f := New(h.store, h, Options{Reserve: free - 900, Needed: none})
 	err = f.Fetch(t.Context(), files, func(int64) {})
 	if atelier.CodeOf(err) != atelier.NoSpace || !strings.Contains(err.Error(), "1000 bytes are to be fetched") || !strings.Contains(err.Error(), "100 bytes too few") {
 		t.Errorf("got %v", err)
@@ -115,11 +115,40 @@ func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
 	}
 }
 
+// none needs nothing.
+func none() map[atelier.Digest]bool { return nil }
+
+// TestFullDiskGivesUpWhatNothingNeeds: content that is only kept for a quick way
+// back must not keep new content out.
+func TestFullDiskGivesUpWhatNothingNeeds(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, strings.Repeat("old", 400), strings.Repeat("kept", 300), strings.Repeat("new", 400))
+	old, kept, fresh := files[0], files[1], files[2]
+	if err := New(h.store, h, Options{}).Fetch(t.Context(), []atelier.File{old, kept}, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	free, err := h.store.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := New(h.store, h, Options{Reserve: free - 100, Keep: time.Hour, Needed: func() map[atelier.Digest]bool {
+		return map[atelier.Digest]bool{kept.Digest: true, fresh.Digest: true}
+	}})
+	if err := f.Fetch(t.Context(), []atelier.File{fresh}, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[atelier.File]bool{old: false, kept: true, fresh: true} {
+		if has, err := h.store.Has(file.Digest); err != nil || has != want {
+			t.Errorf("%.6s… is there: %v, %v; expected %v", file.Path, has, err, want)
+		}
+	}
+}
+
 func TestPassesErrorsOn(t *testing.T) {
 	t.Parallel()
 	h, _, files := setup(t, "one")
 	h.err = atelier.Errorf(atelier.NotFound, "gone")
-	if err := New(h.store, h, 0).Fetch(t.Context(), files, func(int64) {}); !errors.Is(err, h.err) {
+	if err := New(h.store, h, Options{}).Fetch(t.Context(), files, func(int64) {}); !errors.Is(err, h.err) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -128,7 +157,7 @@ func TestModulesTakeTurns(t *testing.T) {
 	t.Parallel()
 	h, _, files := setup(t, "a", "bb", "ccc", "dddd")
 	h.gate = make(chan struct{})
-	f := New(h.store, h, 0)
+	f := New(h.store, h, Options{})
 	var wg sync.WaitGroup
 	for _, file := range files {
 		wg.Go(func() {
@@ -166,17 +195,16 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 	h := &hub{store: store, has: map[atelier.Digest][]byte{}}
 	keep, drop := atelier.DigestOf([]byte("keep")), atelier.DigestOf([]byte("drop"))
 	h.has[keep], h.has[drop] = []byte("keep"), []byte("drop")
-	f := New(store, h, 0)
+	f := New(store, h, Options{Keep: time.Hour, Needed: func() map[atelier.Digest]bool { return map[atelier.Digest]bool{keep: true} }})
 	files := []atelier.File{{Digest: keep, Size: 4}, {Digest: drop, Size: 4}}
 	if err := f.Fetch(t.Context(), files, func(int64) {}); err != nil {
 		t.Fatal(err)
 	}
-	needed := func() map[atelier.Digest]bool { return map[atelier.Digest]bool{keep: true} }
 	for range 2 {
-		if err := f.collect(t.Context(), needed); err != nil {
+		if err := f.collect(t.Context(), time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		now = now.Add(condemnedFor + time.Minute)
+		now = now.Add(time.Hour + time.Minute)
 	}
 	if has, err := store.Has(keep); err != nil || !has {
 		t.Errorf("what is needed is gone: %v", err)
