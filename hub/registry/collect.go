@@ -13,18 +13,18 @@ import (
 
 const (
 	collectEvery = time.Hour
-	unnamedAge   = 24 * time.Hour   // how long an upload may wait to be named by a version
-	condemnedAge = 30 * time.Minute // how long unneeded content stays; longer than any transaction
+	condemnedAge = 30 * time.Minute // how long content stays that nobody holds; longer than any transaction
 )
 
-// Run collects content that nothing needs, once an hour, until ctx ends.
+// Run collects content that nothing needs, once an hour or as often as Config.Keep
+// asks for, until ctx ends.
 func (r *Registry) Run(ctx context.Context) {
 	ctx = access.WithPrincipal(ctx, access.Principal{Kind: access.System})
-	tick := time.NewTicker(collectEvery)
+	tick := time.NewTicker(min(collectEvery, max(time.Second, r.keep/2)))
 	defer tick.Stop()
 	for {
 		if err := r.Collect(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error("collecting content failed; it is tried again in an hour", slog.Any("error", err))
+			r.log.Error("collecting content failed; it is tried again", slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -35,8 +35,8 @@ func (r *Registry) Run(ctx context.Context) {
 }
 
 // Collect makes one pass. First, workspaces let go of content that no version or
-// runtime of theirs has named for a day. Then content that nobody holds is
-// condemned, and deleted by a later pass if that is still so after half an hour;
+// runtime of theirs has named for that long. Then content that nobody holds is
+// condemned, and deleted by a later pass if that is still so after half an hour (Config.Keep where that is shorter);
 // an upload of the same content takes the condemnation back.
 func (r *Registry) Collect(ctx context.Context) error {
 	workspaces := []string{""}
@@ -54,10 +54,10 @@ func (r *Registry) Collect(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.content.AbortStale(unnamedAge); err != nil {
+	if err := r.content.AbortStale(r.keep); err != nil {
 		return err
 	}
-	done, err := r.content.Collect(ctx, condemnedAge, func(d atelier.Digest) (bool, error) { return r.needed(ctx, d) })
+	done, err := r.content.Collect(ctx, min(condemnedAge, r.keep), func(d atelier.Digest) (bool, error) { return r.needed(ctx, d) })
 	if done.Blobs > 0 {
 		r.log.Info("content that nothing needs was deleted", slog.Int("blobs", done.Blobs), slog.Int64("bytes", done.Bytes))
 	}
@@ -66,7 +66,7 @@ func (r *Registry) Collect(ctx context.Context) error {
 
 // letGo ends a workspace's claims on content that it has not named.
 func (r *Registry) letGo(ctx context.Context, workspace string) error {
-	before := r.now().Add(-unnamedAge)
+	before := r.now().Add(-r.keep)
 	q := store.Query{Workspace: workspace, Limit: 1000}
 	for {
 		var page, old []catalog.Blob

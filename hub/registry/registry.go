@@ -29,6 +29,7 @@ type Registry struct {
 	log     *slog.Logger
 	now     func() time.Time
 	maxBlob int64
+	keep    time.Duration
 }
 
 // Config says what a registry works with. Fields are required unless they say otherwise.
@@ -38,16 +39,22 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time // nil for time.Now; the store's clock should be the same
 	MaxBlob int64            // bytes of one upload; 0 for 1 TiB
+	// Keep is how long content stays that no version and no runtime names, so that
+	// an upload may wait to be named; 0 for 24 hours.
+	Keep time.Duration
 }
 
 // New returns a registry. Somebody should call its Run.
 func New(c Config) *Registry {
-	r := &Registry{store: c.Store, content: c.Content, log: c.Log, now: c.Now, maxBlob: c.MaxBlob}
+	r := &Registry{store: c.Store, content: c.Content, log: c.Log, now: c.Now, maxBlob: c.MaxBlob, keep: c.Keep}
 	if r.now == nil {
 		r.now = time.Now
 	}
 	if r.maxBlob == 0 {
 		r.maxBlob = 1 << 40
+	}
+	if r.keep == 0 {
+		r.keep = 24 * time.Hour
 	}
 	return r
 }

@@ -113,6 +113,11 @@ type Tx interface {
 	// sequence in their order, at most limit.
 	AuditTrail(workspace string, after int64, limit int) ([]AuditEntry, error)
 
+	// Trim removes the oldest events and entries of the audit trail that were
+	// written before the given times; at most limit of each, and never the newest,
+	// whose sequence the next one follows. It returns how many it removed.
+	Trim(events, audit time.Time, limit int) (int64, error)
+
 	// Remember keeps the answer to a request with an idempotency key. An answer
 	// whose Status is 0 reserves the key until the real one is known. Exists where
 	// the key is there already; but what has expired (see a.Now) is replaced by

@@ -35,6 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"EventQueries", testEventQueries},
 		{"Changes", testChanges},
 		{"Audit", testAudit},
+		{"Trim", testTrim},
 		{"Answers", testAnswers},
 		{"Reservations", testReservations},
 		{"Rollback", testRollback},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/store"
@@ -135,6 +136,28 @@ func (t *tx) AuditTrail(workspace string, after int64, limit int) ([]store.Audit
 	}, `SELECT sequence, time, workspace, actor, verb, kind, object, allowed, why, request
 		FROM audit WHERE workspace = $1 AND sequence > $2`+fmt.Sprintf(" ORDER BY sequence LIMIT %d", limit), workspace, after)
 	return entries, err
+}
+
+// Trim implements store.Tx. It looks at the oldest rows by sequence, which needs
+// no index of times and holds the writer for a moment only.
+func (t *tx) Trim(events, audit time.Time, limit int) (int64, error) {
+	if err := checkLimit(limit); err != nil {
+		return 0, err
+	}
+	var removed int64
+	for _, trim := range []struct {
+		table  string
+		before time.Time
+	}{{"event", events}, {"audit", audit}} {
+		n, err := t.exec("trim the table "+trim.table, fmt.Sprintf(`DELETE FROM %[1]s WHERE time < $1
+			AND sequence IN (SELECT sequence FROM %[1]s ORDER BY sequence LIMIT %[2]d)
+			AND sequence < (SELECT max(sequence) FROM %[1]s)`, trim.table, limit), trim.before.UnixMicro())
+		if err != nil {
+			return removed, err
+		}
+		removed += n
+	}
+	return removed, nil
 }
 
 // clean makes what a caller sent fit to be stored. The audit trail and the
