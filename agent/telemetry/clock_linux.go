@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"sync"
 	"time"
@@ -29,6 +30,19 @@ func ReadClock() wire.Clock {
 	}
 	c.Monotone = time.Duration(ts.Nano())
 	return c
+}
+
+// descriptors returns how many file descriptors the program holds open.
+func descriptors() (int, bool) {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return 0, false
+	}
+	names, err := dir.Readdirnames(-1)
+	if err := errors.Join(err, dir.Close()); err != nil {
+		return 0, false
+	}
+	return len(names) - 1, true // without the one that read the list
 }
 
 // resident returns the program's own resident size in bytes, from

@@ -61,6 +61,10 @@ func (h *hostSampler) sample(ctx context.Context, now wire.Clock) []otlp.Metric 
 	if n, ok := resident(); ok {
 		m.gauge("process.memory.usage", "By", "Resident memory of the agent itself.", point(float64(n)))
 	}
+	if n, ok := descriptors(); ok {
+		m.gauge("process.unix.file_descriptor.count", "{file_descriptor}", "File descriptors that the agent itself holds open.", point(float64(n)))
+	}
+	m.gauge("go.goroutine.count", "{goroutine}", "Goroutines of the agent itself.", point(float64(runtime.NumGoroutine())))
 	return m.list
 }
 

@@ -107,8 +107,10 @@ func printError(w io.Writer, err error) {
 // config is what the hub was started with.
 type config struct {
 	data, listen, mqtt, store, broker, brokerOut string
+	advertise, advertiseMQTT                     string
 	hosts                                        list
 	retention, lateness, deviceLife              time.Duration
+	keepEvents, keepAudit, keepContent, block    time.Duration
 	debug                                        bool
 
 	out io.Writer
@@ -130,11 +132,17 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.StringVar(&c.listen, "listen", ":8443", "`address` of the REST API (HTTPS), and of MQTT over WebSocket at /mqtt")
 	flags.StringVar(&c.mqtt, "mqtt", ":8883", "`address` of the embedded broker (MQTT over TLS)")
 	flags.Var(&c.hosts, "host", "`name` or IP address under which people and devices reach the hub; may be repeated, the first is told to devices (default the machine's name, or the address of --listen)")
+	flags.StringVar(&c.advertise, "advertise", "", "`address` HOST:PORT under which people and devices reach --listen, where a forwarded port or a proxy makes it another one")
+	flags.StringVar(&c.advertiseMQTT, "advertise-mqtt", "", "`address` HOST:PORT under which devices reach --mqtt, likewise")
 	flags.StringVar(&c.store, "store", "", "`URL` of a PostgreSQL database for the metadata, postgres://…; SQLite in the data directory where empty")
 	flags.StringVar(&c.broker, "mqtt-broker", "", "`URL` of an MQTT broker to use in place of the embedded one, ssl://HOST:PORT; see docs/brokers.md")
 	flags.StringVar(&c.brokerOut, "out", "broker-files", "`directory` that broker-files writes to")
 	flags.DurationVar(&c.retention, "retention", 15*24*time.Hour, "how long telemetry is kept")
 	flags.DurationVar(&c.lateness, "lateness", 7*24*time.Hour, "how late telemetry may come from devices that were away")
+	flags.DurationVar(&c.block, "telemetry-block", 2*time.Hour, "how much time of telemetry is held in memory before it goes into a block on disk; shorter takes less memory")
+	flags.DurationVar(&c.keepEvents, "keep-events", 30*24*time.Hour, "how long events are kept; a watch resumes from what is left")
+	flags.DurationVar(&c.keepAudit, "keep-audit", 365*24*time.Hour, "how long the audit trail is kept")
+	flags.DurationVar(&c.keepContent, "keep-content", 24*time.Hour, "how long uploaded content is kept that no version names")
 	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
 	flags.BoolVar(&c.debug, "debug", false, "log more")
 }
@@ -146,9 +154,23 @@ func (c *config) check() error {
 				WithRemedy("Write it as HOST:PORT or :PORT.")
 		}
 	}
+	for name, address := range map[string]string{"advertise": c.advertise, "advertise-mqtt": c.advertiseMQTT} {
+		if host, port, err := net.SplitHostPort(address); address != "" && (err != nil || host == "" || port == "") {
+			return atelier.Errorf(atelier.Invalid, "--%s %q is no address that devices could connect to", name, address).
+				WithRemedy("Write it as HOST:PORT, both as devices must use them.")
+		}
+	}
 	if c.broker != "" && !strings.HasPrefix(c.broker, "ssl://") && !strings.HasPrefix(c.broker, "wss://") {
 		return atelier.Errorf(atelier.Invalid, "--mqtt-broker %q does not begin with ssl:// or wss://", c.broker).
 			WithRemedy("Devices prove who they are by certificate, so the broker must speak TLS.")
+	}
+	for name, d := range map[string]time.Duration{"keep-events": c.keepEvents, "keep-audit": c.keepAudit, "keep-content": c.keepContent} {
+		if d < time.Second {
+			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
+		}
+	}
+	if c.block < time.Second {
+		return atelier.Errorf(atelier.Invalid, "--telemetry-block %s is shorter than a second", c.block)
 	}
 	if c.deviceLife < time.Minute {
 		return atelier.Errorf(atelier.Invalid, "--device-certificates %s is shorter than a minute", c.deviceLife)
@@ -175,10 +197,22 @@ func (c *config) host() string {
 }
 
 // names are all names that the hub's certificate must hold.
-func (c *config) names() []string { return append(append([]string{}, c.hosts...), c.host()) }
+func (c *config) names() []string {
+	names := append(append([]string{}, c.hosts...), c.host())
+	for _, address := range []string{c.advertise, c.advertiseMQTT} {
+		if host, _, err := net.SplitHostPort(address); err == nil {
+			names = append(names, host)
+		}
+	}
+	return names
+}
 
-// at returns the address under which devices reach a listener.
-func (c *config) at(l net.Addr) string {
+// at returns the address under which devices reach a listener: the advertised
+// one where there is one.
+func (c *config) at(l net.Addr, advertised string) string {
+	if advertised != "" {
+		return advertised
+	}
 	_, port, err := net.SplitHostPort(l.String())
 	if err != nil {
 		return l.String()

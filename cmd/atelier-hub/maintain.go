@@ -35,7 +35,7 @@ func adminToken(ctx context.Context, c config) (err error) {
 		return err
 	}
 	_, err = fmt.Fprintf(c.out, "The token %q lets its holder do everything, and is shown only now. Log in with:\n\n"+
-		"  atelier login https://%s --fingerprint %s --token %s\n", name, c.at(web), b.authority.Fingerprint(), secret)
+		"  atelier login https://%s --fingerprint %s --token %s\n", name, c.at(web, c.advertise), b.authority.Fingerprint(), secret)
 	return err
 }
 

@@ -15,6 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/authority"
@@ -136,12 +140,13 @@ func greet(ctx context.Context, c config, b *base, web net.Addr) error {
 
 func printLogin(c config, b *base, web net.Addr, secret string) error {
 	_, err := fmt.Fprintf(c.out, "Nobody can log in yet. The token below lets its holder do everything, and is shown only now. Log in with:\n\n"+
-		"  atelier login https://%s --fingerprint %s --token %s\n\n", c.at(web), b.authority.Fingerprint(), secret)
+		"  atelier login https://%s --fingerprint %s --token %s\n\n", c.at(web, c.advertise), b.authority.Fingerprint(), secret)
 	return err
 }
 
 // hub is everything that runs.
 type hub struct {
+	store     store.Store
 	telemetry *telemetry.Store
 	registry  *registry.Registry
 	fleet     *fleet.Fleet
@@ -152,7 +157,7 @@ type hub struct {
 }
 
 func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
-	h := &hub{tls: b.authority}
+	h := &hub{store: b.store, tls: b.authority}
 	contents, err := content.Open(durable.OS{}, filepath.Join(c.data, "content"))
 	if err != nil {
 		return nil, err
@@ -175,13 +180,15 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	if err != nil {
 		return nil, err
 	}
+	figures := prometheus.NewRegistry()
+	figures.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	h.telemetry, err = telemetry.Open(telemetry.Config{
-		Dir: filepath.Join(c.data, "telemetry"), Retention: c.retention, Late: c.lateness, Log: part(c.log, "telemetry"),
+		Dir: filepath.Join(c.data, "telemetry"), Retention: c.retention, Late: c.lateness, Block: c.block, Metrics: figures, Log: part(c.log, "telemetry"),
 	})
 	if err != nil {
 		return nil, err
 	}
-	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Log: part(c.log, "registry")})
+	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
 		Admit: devices.Admit, Telemetry: h.telemetry, Uploads: filepath.Join(c.data, "uploads"),
@@ -191,8 +198,9 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry,
-		Hub: rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
-		Log: part(c.log, "rest"),
+		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
+		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
+		Log:     part(c.log, "rest"),
 	})
 	return h, nil
 }
@@ -209,7 +217,7 @@ func brokerAddresses(c config, web net.Addr) (net.Listener, []string, error) {
 	if err != nil {
 		return nil, nil, addressTaken("mqtt", c.mqtt, err)
 	}
-	return listener, []string{"ssl://" + c.at(listener.Addr()), "wss://" + c.at(web) + "/mqtt"}, nil
+	return listener, []string{"ssl://" + c.at(listener.Addr(), c.advertiseMQTT), "wss://" + c.at(web, c.advertise) + "/mqtt"}, nil
 }
 
 // newBus makes the bus to the devices: the embedded broker on listener, or a
@@ -250,8 +258,12 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 	}
 	keep("fleet", h.fleet.Run)
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
+	keep("retention", func(ctx context.Context) error {
+		store.Retention{Events: c.keepEvents, Audit: c.keepAudit, Log: part(c.log, "retention")}.Run(ctx, h.store)
+		return nil
+	})
 	keep("REST API", func(ctx context.Context) error { return h.serveWeb(ctx, c, web) })
-	_, err := fmt.Fprintf(c.out, "atelier-hub %s is ready: https://%s\n", version, c.at(web.Addr()))
+	_, err := fmt.Fprintf(c.out, "atelier-hub %s is ready: https://%s\n", version, c.at(web.Addr(), c.advertise))
 	if err != nil {
 		cancel(err)
 	}

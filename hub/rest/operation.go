@@ -261,10 +261,10 @@ func fail(c huma.Context, err error) {
 	problemOf(c.Context(), err).write(w)
 }
 
-// mount adds a plain handler under prefix, which ends in "/" and may hold {ws}.
+// mount adds a plain handler under a pattern of net/http that may hold {ws}.
 // It is guarded like any route: verb is asked on an object of kind.
-func (s *server) mount(prefix string, verb access.Verb, kind string, h http.Handler) {
-	s.mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
+func (s *server) mount(pattern string, verb access.Verb, kind string, h http.Handler) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		ctx, err := s.allow(r.Context(), verb, r.PathValue("ws"), access.Object{Kind: kind})
 		if err != nil {
 			problemOf(ctx, err).write(w)

@@ -136,3 +136,15 @@ func TestPromtool(t *testing.T) {
 		}
 	}
 }
+
+func TestHubTellsOfItself(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	h.server.metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("go_goroutines 7\n")) })
+	h.workspace("one")
+	if r := h.do(h.token("prometheus", "viewer", ""), "GET", "/metrics", nil); r.status != http.StatusOK || string(r.body) != "go_goroutines 7\n" {
+		t.Errorf("status %d: %s", r.status, r.body)
+	}
+	h.do(h.token("grafana", "viewer", "one"), "GET", "/metrics", nil).fails(t, atelier.Forbidden)
+	h.do("", "GET", "/metrics", nil).fails(t, atelier.Unauthenticated)
+}

@@ -87,7 +87,7 @@ func newHub(t *testing.T) *hub {
 // started again.
 func (h *hub) serve(log *slog.Logger) {
 	handler, s := build(Config{
-		Store: h.store, Access: h.access, Registry: h.reg, Log: log, Heartbeat: 50 * time.Millisecond,
+		Store: h.store, Access: h.access, Registry: h.reg, Metrics: http.NotFoundHandler(), Log: log, Heartbeat: 50 * time.Millisecond,
 		Hub: Hub{Version: "1.2.3", Fingerprint: "sha256:abc", MQTT: "tls://hub:8883", CA: []byte("-----BEGIN CERTIFICATE-----\n")},
 	})
 	srv := httptest.NewUnstartedServer(handler)

@@ -30,7 +30,9 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
-	Hub       Hub
+	// Metrics answers the hub's own figures in Prometheus' text form.
+	Metrics http.Handler
+	Hub     Hub
 	Log       *slog.Logger
 	Now       func() time.Time // nil for time.Now
 	// Heartbeat is the time between signs of life on a watch; 0 for 15 seconds.
@@ -52,6 +54,7 @@ type server struct {
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
+	metrics      http.Handler
 	hub          Hub
 	log          *slog.Logger
 	now          func() time.Time
@@ -74,7 +77,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: stallPatience, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/tsdb"
@@ -41,6 +42,10 @@ type Config struct {
 	// may be away and lose nothing; 7 days.
 	Late time.Duration
 
+	// Block is how much time of samples a block on disk holds at first; up to half
+	// as much again is in memory; 2 hours.
+	Block time.Duration
+
 	QueryTimeout time.Duration // of one query, waiting included; 30 seconds
 	MaxSamples   int           // that one query may hold in memory; 20 million
 	MaxQueries   int           // that run at once; 8
@@ -48,13 +53,16 @@ type Config struct {
 	MaxSeries int // that one device may write to within about two hours; 4000
 
 	Now func() time.Time // time.Now
-	Log *slog.Logger     // slog.Default()
-	FS  durable.FS       // for the journal and the checkpoint; durable.OS{}
+	// Metrics takes the figures of the store itself; nil for none.
+	Metrics prometheus.Registerer
+	Log     *slog.Logger // slog.Default()
+	FS      durable.FS   // for the journal and the checkpoint; durable.OS{}
 }
 
 func (c *Config) defaults() {
 	set(&c.Retention, 30*24*time.Hour)
 	set(&c.Late, 7*24*time.Hour)
+	set(&c.Block, 2*time.Hour)
 	set(&c.QueryTimeout, 30*time.Second)
 	set(&c.MaxSamples, 20_000_000)
 	set(&c.MaxQueries, 8)
@@ -116,9 +124,10 @@ func Open(cfg Config) (*Store, error) {
 	opts := tsdb.DefaultOptions()
 	opts.RetentionDuration = cfg.Retention.Milliseconds()
 	opts.OutOfOrderTimeWindow = cfg.Late.Milliseconds()
+	opts.MinBlockDuration = cfg.Block.Milliseconds()
 	opts.MaxBlockDuration = max(opts.MinBlockDuration, cfg.Retention.Milliseconds()/10)
 	opts.WALCompression = compression.Snappy
-	db, err := tsdb.Open(s.tsdbDir(), cfg.Log, nil, opts, nil)
+	db, err := tsdb.Open(s.tsdbDir(), cfg.Log, cfg.Metrics, opts, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open the telemetry store in %s: %w", cfg.Dir, err)
 	}
