@@ -7,6 +7,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -263,10 +264,7 @@ func problem(res *http.Response) error {
 	if err != nil || json.Unmarshal(body, &p) != nil || p.Code == "" {
 		return atelier.Errorf(codeOfStatus(res.StatusCode), "the hub answered %s", res.Status)
 	}
-	message := p.Detail
-	if message == "" {
-		message = p.Title
-	}
+	message := cmp.Or(p.Detail, p.Title, "the hub answered "+res.Status)
 	if atelier.Code(p.Code) == atelier.Internal && p.Request != "" {
 		message = fmt.Sprintf("%s (request %s)", message, p.Request)
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // withFleet gives the hub a fleet that answers requests; no device can connect.
-func withFleet(t *testing.T, h *hub) {
+func withFleet(t testing.TB, h *hub) {
 	t.Helper()
 	v, err := vault.Open(durable.OS{}, filepath.Join(t.TempDir(), "vault.key"))
 	if err != nil {

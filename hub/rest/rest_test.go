@@ -27,7 +27,7 @@ import (
 
 // hub is a hub's REST API on a real server, over a real database and content store.
 type hub struct {
-	t      *testing.T
+	t      testing.TB
 	url    string
 	admin  string // a token that may do everything
 	store  store.Store
@@ -55,7 +55,7 @@ func (l *logs) String() string {
 	return l.buf.String()
 }
 
-func newHub(t *testing.T) *hub {
+func newHub(t testing.TB) *hub {
 	t.Helper()
 	dir := t.TempDir()
 	db, err := sqlite.Open(t.Context(), filepath.Join(dir, "hub.db"))
@@ -109,7 +109,7 @@ type reply struct {
 }
 
 // problem reads the answer as a problem.
-func (r reply) problem(t *testing.T) Problem {
+func (r reply) problem(t testing.TB) Problem {
 	t.Helper()
 	var p Problem
 	if got := r.header.Get("Content-Type"); got != problemType {
@@ -125,7 +125,7 @@ func (r reply) problem(t *testing.T) Problem {
 }
 
 // into decodes the answer, which must have the status.
-func (r reply) into(t *testing.T, status int, v any) {
+func (r reply) into(t testing.TB, status int, v any) {
 	t.Helper()
 	if r.status != status {
 		t.Fatalf("status %d, want %d: %s", r.status, status, r.body)
@@ -139,7 +139,7 @@ func (r reply) into(t *testing.T, status int, v any) {
 }
 
 // fails checks that the answer is a problem with the code.
-func (r reply) fails(t *testing.T, code atelier.Code) Problem {
+func (r reply) fails(t testing.TB, code atelier.Code) Problem {
 	t.Helper()
 	p := r.problem(t)
 	if p.Code != code {

@@ -18,7 +18,7 @@ import (
 
 // watcher reads a watch.
 type watcher struct {
-	t      *testing.T
+	t      testing.TB
 	events chan atelier.Event
 	beats  chan struct{}
 	ended  chan error

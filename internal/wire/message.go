@@ -87,8 +87,13 @@ type Trust struct {
 // Raw is an envelope's bytes, untouched.
 type Raw []byte
 
-// MarshalJSON writes the bytes as they are; they must be JSON.
-func (r Raw) MarshalJSON() ([]byte, error) { return r, nil }
+// MarshalJSON writes the bytes as they are; they must be JSON. No bytes are null.
+func (r Raw) MarshalJSON() ([]byte, error) {
+	if len(r) == 0 {
+		return []byte("null"), nil
+	}
+	return r, nil
+}
 
 // UnmarshalJSON keeps a copy of b as it is.
 func (r *Raw) UnmarshalJSON(b []byte) error {
