@@ -133,7 +133,7 @@ func parseBytes(s string) (int64, error) {
 			continue
 		}
 		n, err := strconv.ParseFloat(strings.TrimSpace(digits), 64)
-		if err == nil && n > 0 && n*u.factor < 1<<62 {
+		if err == nil && n*u.factor >= 1 && n*u.factor < 1<<62 {
 			return int64(n * u.factor), nil
 		}
 		break

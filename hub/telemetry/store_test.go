@@ -39,7 +39,7 @@ type clock struct{ now time.Time }
 
 func (c *clock) Now() time.Time { return c.now }
 
-func open(t *testing.T, dir string, c *clock, change ...func(*telemetry.Config)) *telemetry.Store {
+func open(t testing.TB, dir string, c *clock, change ...func(*telemetry.Config)) *telemetry.Store {
 	t.Helper()
 	cfg := telemetry.Config{Dir: dir, Now: c.Now, Log: slog.New(slog.DiscardHandler), Retention: 10 * 365 * 24 * time.Hour}
 	for _, f := range change {
@@ -88,7 +88,7 @@ func gauge(name string, at time.Time, v float64, attributes ...string) otlp.Metr
 	return otlp.Metric{Name: name, Kind: otlp.Gauge, Points: []otlp.Point{p}}
 }
 
-func ingest(t *testing.T, s *telemetry.Store, ws string, d atelier.Device, f frame) wire.Ack {
+func ingest(t testing.TB, s *telemetry.Store, ws string, d atelier.Device, f frame) wire.Ack {
 	t.Helper()
 	ack, err := s.Ingest(t.Context(), ws, d, f.bytes(t))
 	if err != nil {
@@ -98,7 +98,7 @@ func ingest(t *testing.T, s *telemetry.Store, ws string, d atelier.Device, f fra
 }
 
 // get asks a workspace's API and returns status and body.
-func get(t *testing.T, s *telemetry.Store, ws, path string, form url.Values) (int, string) {
+func get(t testing.TB, s *telemetry.Store, ws, path string, form url.Values) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/api/v1/"+path+"?"+form.Encode(), nil)
