@@ -114,11 +114,11 @@ func (f *Fleet) acknowledged(ctx context.Context, p *peer, a wire.DesiredAck) er
 	err := f.store.Update(ctx, asHub, func(tx store.Tx) error {
 		stale = false
 		desired, err := catalog.DesiredStates.Get(tx, p.workspace, p.device)
-		if err != nil {
+		if err != nil && !isNotFound(err) {
 			return err
 		}
-		if a.Position != desired.Position {
-			stale = true // an answer to an older state says nothing of the newest
+		if err != nil || a.Position != desired.Position {
+			stale = true // an answer to an older state, or to one that never was, says nothing of the newest
 			return nil
 		}
 		r, err := f.reportedOf(tx, p)

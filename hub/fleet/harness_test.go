@@ -35,7 +35,7 @@ const patience = time.Minute
 
 // hub is a hub's fleet with all its real parts.
 type hub struct {
-	t         *testing.T
+	t         testing.TB
 	ctx       context.Context // an administrator's
 	store     store.Store
 	authority *authority.Authority
@@ -85,7 +85,7 @@ func (s *sink) Acked(device string) map[string]uint64 {
 func (s *sink) Forget(string) {}
 
 // newHub makes a hub whose fleet does not run yet.
-func newHub(t *testing.T) *hub {
+func newHub(t testing.TB) *hub {
 	t.Helper()
 	dir := t.TempDir()
 	h := &hub{
@@ -123,7 +123,7 @@ func newHub(t *testing.T) *hub {
 }
 
 // testLog writes to the test's log until the test ends.
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	if l.t.Context().Err() == nil {
@@ -351,7 +351,7 @@ func (h *hub) deploy(workspace, name, model string, labels atelier.Labels) ateli
 }
 
 // eventually waits until check returns "".
-func eventually(t *testing.T, check func() string) {
+func eventually(t testing.TB, check func() string) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
