@@ -38,6 +38,7 @@ const (
 	ReasonGatewayDown        Reason = "GatewayDown"
 	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
+	ReasonMisbehaves         Reason = "Misbehaves"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -77,6 +78,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
+	ReasonMisbehaves:         {"The device sends much that a sound agent would not: foreign topics, malformed or forged messages, or far too many.", "Look at what runs on the device; 'atelier device revoke' cuts it off."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

@@ -70,6 +70,8 @@ func (h unreliableHandler) Admit(ctx context.Context, device string, c *x509.Cer
 	return h.h.Admit(ctx, device, c)
 }
 
+func (h unreliableHandler) Refused(device, what string) { h.h.Refused(device, what) }
+
 func (h unreliableHandler) Presence(ctx context.Context, device string, connected bool) {
 	h.h.Presence(ctx, device, connected)
 }

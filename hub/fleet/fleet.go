@@ -110,6 +110,7 @@ type Fleet struct {
 	silence   time.Duration
 
 	ignored atomic.Uint64 // messages that had no effect
+	conduct conduct
 
 	peers     peers
 	resolver  resolver
@@ -204,10 +205,15 @@ const restartAfter = 2 * time.Second
 // strangers, forged, replayed or malformed.
 func (f *Fleet) Ignored() uint64 { return f.ignored.Load() }
 
-// ignore counts a message that has no effect.
+// ignore counts a message that has no effect. Where a device sends many of them,
+// the log says so once in a while, and Why as long as it goes on.
 func (f *Fleet) ignore(device, why string, args ...any) {
 	f.ignored.Add(1)
 	f.log.Debug("ignored a message: "+why, append([]any{"device", device}, args...)...)
+	if n := f.conduct.note(device, why, f.clock.Now()); n > 0 {
+		f.log.Warn("a device misbehaves: much of what it sends is ignored", "device", device, "ignored", n, "last", why,
+			"remedy", "look at what runs on it; 'atelier device revoke' cuts it off")
+	}
 }
 
 // asHub is who changes what the hub observes or resolves.

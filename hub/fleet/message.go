@@ -32,6 +32,10 @@ func (f *Fleet) Receive(ctx context.Context, m broker.Message) {
 	}
 	switch m.Channel {
 	case wire.Control:
+		if !f.conduct.admit(m.Device, f.clock.Now()) {
+			f.ignore(m.Device, "it sends control messages faster than any agent does")
+			return
+		}
 		err = f.control(ctx, p, m.Payload)
 	case wire.Content:
 		f.frame(ctx, p, m.Payload)

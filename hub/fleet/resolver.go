@@ -120,6 +120,7 @@ func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
 
 // forget removes what is kept of a device that was deleted.
 func (f *Fleet) forget(ctx context.Context, workspace, device string) error {
+	f.conduct.forget(device)
 	if f.telemetry != nil {
 		f.telemetry.Forget(device)
 	}

@@ -61,7 +61,11 @@ func (f *Fleet) Why(ctx context.Context, workspace, ref string) (Why, error) {
 	if err != nil {
 		return Why{}, err
 	}
-	findings := p.findings(f.clock.Now())
+	now := f.clock.Now()
+	findings := p.findings(now)
+	if why, bad := f.conduct.why(p.device.ID, now); bad {
+		findings = append(findings, Finding{"conduct", why})
+	}
 	return Why{Device: p.device.Name, InSync: len(findings) == 0, Findings: findings}, nil
 }
 

@@ -50,6 +50,10 @@ type Handler interface {
 	Admit(ctx context.Context, device string, certificate *x509.Certificate) error
 	// Receive takes one message. The payload belongs to the callee.
 	Receive(ctx context.Context, m Message)
+	// Refused tells that a device wanted something that it may not: a foreign
+	// topic, a retained message, a packet beyond the bounds. It does not wait.
+	// Only engines that accept connections themselves can tell.
+	Refused(device, what string)
 	// Presence tells that the device's control connection came or went. Engines
 	// that cannot tell never call it.
 	Presence(ctx context.Context, device string, connected bool)

@@ -94,3 +94,27 @@ func TestNewEmbeddedWantsAnAuthority(t *testing.T) {
 		t.Errorf("a broker that cannot tell devices apart: %v", err)
 	}
 }
+
+// Strangers who open connections and say nothing keep no device out.
+func TestStrangersGiveWay(t *testing.T) {
+	t.Parallel()
+	pki, devices := brokertest.NewPKI(t), brokertest.Devices(1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const room, strangers = 530, 560
+	bus, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: pki.Server(), MaxConnections: room})
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Served(t, brokertest.Setup{Bus: bus, URL: "ssl://" + l.Addr().String(), PKI: pki, Devices: devices, Embedded: true})
+	for range strangers {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	brokertest.MustDial(t, "ssl://"+l.Addr().String(), devices[0], devices[0], brokertest.Options{TLS: pki.Client(devices[0])})
+}

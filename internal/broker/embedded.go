@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/wire"
@@ -22,6 +24,7 @@ const (
 	outboundMessages = 160                    // waiting for one slow subscriber; two windows of content fit
 	inflight         = 64                     // QoS 1 and 2 exchanges of one connection
 	connectTimeout   = 15 * time.Second       // for the TLS handshake and CONNECT
+	maxPending       = 512                    // connections that are at that
 	writeTimeout     = 30 * time.Second       // for one packet to a stalled reader
 	maxKeepAlive     = 10 * time.Minute
 	linger           = 100 * time.Millisecond // before a connection is cut
@@ -56,6 +59,7 @@ type Embedded struct {
 	inbox   *inbox
 	closed  bool
 	conns   map[*conn]struct{}
+	pending []*conn          // those that have not connected as a device yet, the oldest first
 	current map[string]*conn // by client id
 }
 
@@ -173,7 +177,9 @@ func (e *Embedded) accept(ctx context.Context) error {
 	}
 }
 
-// admit makes room for a connection, or closes it.
+// admit makes room for a connection, or closes it. Whoever is slow to say who it
+// is gives way: strangers who open connections and say nothing take room from one
+// another, not from devices, which need a moment only.
 func (e *Embedded) admit(raw net.Conn) (*conn, bool) {
 	select {
 	case e.slots <- struct{}{}:
@@ -190,6 +196,12 @@ func (e *Embedded) admit(raw net.Conn) (*conn, bool) {
 		_ = raw.Close()
 		return nil, false
 	}
+	if len(e.pending) >= maxPending {
+		e.count.refused.Add(1)
+		_ = e.pending[0].Close()
+		e.pending = slices.Delete(e.pending, 0, 1)
+	}
+	e.pending = append(e.pending, c)
 	e.conns[c] = struct{}{}
 	e.wg.Add(1)
 	return c, true
@@ -200,6 +212,7 @@ func (e *Embedded) release(c *conn) {
 	_ = c.Close()
 	e.mu.Lock()
 	delete(e.conns, c)
+	e.settle(c)
 	last := c.client != "" && e.current[c.client] == c
 	if last {
 		delete(e.current, c.client)
@@ -212,6 +225,13 @@ func (e *Embedded) release(c *conn) {
 	close(c.ended)
 	<-e.slots
 	e.wg.Done()
+}
+
+// settle takes a connection off those of which nobody knows who they are. e.mu is held.
+func (e *Embedded) settle(c *conn) {
+	if i := slices.Index(e.pending, c); i >= 0 {
+		e.pending = slices.Delete(e.pending, i, i+1)
+	}
 }
 
 // secure makes the TLS handshake and serves the connection.
@@ -243,6 +263,13 @@ func (e *Embedded) serve(c *conn) {
 	}()
 	_ = c.raw.SetReadDeadline(time.Now().Add(connectTimeout))
 	err := e.server.EstablishConnection("atelier", c)
+	if broken := (packets.Code{}); c.device != "" && errors.As(err, &broken) {
+		switch broken.Code {
+		case packets.ErrMalformedPacket.Code, packets.ErrProtocolViolation.Code, packets.ErrPacketTooLarge.Code:
+			e.count.refused.Add(1)
+			e.misbehaves(c.device, "it sent a packet that MQTT or its bounds do not allow")
+		}
+	}
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		e.log.Debug("broker connection ended", "client", c.client, "error", err)
 	}

@@ -44,9 +44,11 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	}
 	device := c.certificate.Subject.CommonName
 	if id := strings.TrimSuffix(cl.ID, wire.ContentClientSuffix); id != device {
+		h.e.misbehaves(device, "it wanted to connect as another client")
 		return h.refuse("client id is not the certificate's name", "certificate", device, "client", cl.ID)
 	}
 	if w := pk.Connect; w.WillFlag && (w.WillRetain || len(w.WillPayload) > wire.MaxPacket || !h.mayPublish(device, w.WillTopic)) {
+		h.e.misbehaves(device, "it wanted a last will that it may not have")
 		return h.refuse("last will is not allowed", "client", cl.ID, "topic", pk.Connect.WillTopic)
 	}
 	if keep := time.Duration(cl.State.Keepalive) * time.Second; keep == 0 || keep > maxKeepAlive {
@@ -66,6 +68,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	e.mu.Lock()
 	old := e.current[cl.ID]
 	e.current[cl.ID] = c
+	e.settle(c)
 	e.mu.Unlock()
 	if old != nil && !end(ctx, old) {
 		return h.refuse("an earlier connection does not end", "client", cl.ID)
@@ -97,6 +100,14 @@ func (h *hook) refuse(why string, args ...any) bool {
 	return false
 }
 
+// misbehaves tells the handler what a device tried.
+func (e *Embedded) misbehaves(device, what string) {
+	e.mu.Lock()
+	in := e.inbox
+	e.mu.Unlock()
+	in.handler.Refused(device, what)
+}
+
 func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	c, ok := cl.Net.Conn.(*conn)
 	if !ok {
@@ -124,6 +135,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 	if !ok {
 		h.e.count.refused.Add(1)
 		h.e.log.Debug("broker refused a topic", "device", c.device, "topic", topic, "write", write)
+		h.e.misbehaves(c.device, "it wanted a topic that is not its own")
 	}
 	return ok
 }
@@ -137,6 +149,9 @@ func (h *hook) mayPublish(device, topic string) bool {
 func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	if pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Retain && !cl.Net.Inline {
 		h.e.count.refused.Add(1)
+		if c, ok := cl.Net.Conn.(*conn); ok {
+			h.e.misbehaves(c.device, "it wanted a message retained")
+		}
 		return pk, packets.ErrRejectPacket
 	}
 	return pk, nil

@@ -19,6 +19,7 @@ type scripted struct {
 
 func (s scripted) Admit(context.Context, string, *x509.Certificate) error { return nil }
 func (s scripted) Receive(_ context.Context, m Message)                   { s.receive(m) }
+func (s scripted) Refused(string, string)                                 {}
 func (s scripted) Presence(_ context.Context, d string, c bool)           { s.presence(d, c) }
 
 func TestInboxKeepsOrderAndPresence(t *testing.T) {

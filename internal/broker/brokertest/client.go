@@ -167,6 +167,8 @@ func (r *recorder) Receive(_ context.Context, m broker.Message) {
 	r.messages <- m
 }
 
+func (r *recorder) Refused(string, string) {}
+
 func (r *recorder) Presence(_ context.Context, device string, connected bool) {
 	r.presence <- presence{device, connected}
 }

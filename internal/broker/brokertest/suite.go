@@ -67,6 +67,9 @@ func Survives(t *testing.T, s Setup, restart func()) {
 	}
 }
 
+// Served runs the bus of s until the test ends.
+func Served(t *testing.T, s Setup) { newFixture(t, s) }
+
 // WebSocket tests the embedded broker's second door at url.
 func WebSocket(t *testing.T, s Setup, url string) {
 	f := newFixture(t, s)
