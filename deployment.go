@@ -64,17 +64,16 @@ type EndpointKeys struct {
 
 // DeviceStatus is a deployment's state on one device, as the hub sees it.
 type DeviceStatus struct {
-	Device     string      `json:"device"` // id
-	DeviceName string      `json:"device_name"`
-	Connected  bool        `json:"connected"`
-	State      ModuleState `json:"state"`
-	Version    int         `json:"version,omitempty"` // the version that serves now, 0 for none
-	Wanted     int         `json:"wanted"`            // the version that shall serve
-	Fetched    int64       `json:"fetched_bytes"`
-	Size       int64       `json:"size_bytes"`
-	Restarts   int         `json:"restarts"`
-	Address    string      `json:"address,omitempty"` // URL of the endpoint on the device
-	Why        Why         `json:"why"`
+	Device     string     `json:"device"` // id
+	DeviceName string     `json:"device_name"`
+	Connected  bool       `json:"connected"`
+	Standing   `json:"-"` // "state" and "why" in JSON
+	Version    int        `json:"version,omitempty"` // the version that serves now, 0 for none
+	Wanted     int        `json:"wanted"`            // the version that shall serve
+	Fetched    int64      `json:"fetched_bytes"`
+	Size       int64      `json:"size_bytes"`
+	Restarts   int        `json:"restarts"`
+	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
 }
 
 // Rollout is the immutable record of what a deployment asked for at one time.

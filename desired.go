@@ -80,27 +80,6 @@ func (m *Module) Content() []File {
 	return files
 }
 
-// ModuleState is a step in a module's life.
-type ModuleState string
-
-// The states of a module, in the order in which a healthy one passes them, and
-// the three in which it does not go on.
-const (
-	Pending   ModuleState = "Pending"   // known, nothing done yet
-	Fetching  ModuleState = "Fetching"  // content is being pulled
-	Preparing ModuleState = "Preparing" // files are being laid out
-	Starting  ModuleState = "Starting"  // the process starts and loads the model
-	Proving   ModuleState = "Proving"   // warm-up and golden inputs
-	Standby   ModuleState = "Standby"   // ready, without traffic
-	Serving   ModuleState = "Serving"   // takes traffic
-	Draining  ModuleState = "Draining"  // finishes what it has, takes nothing new
-	Stopped   ModuleState = "Stopped"   // ended on purpose
-
-	BackOff     ModuleState = "BackOff"     // failed; will be tried again by itself
-	Refused     ModuleState = "Refused"     // cannot be run here as it is asked for
-	Quarantined ModuleState = "Quarantined" // failed too often; waits for a new rollout
-)
-
 // ReportedState is all that a device says of what it runs. It is always the
 // full picture: a later one replaces an earlier one.
 type ReportedState struct {
@@ -128,14 +107,13 @@ type ModuleStatus struct {
 
 // SlotStatus is the state of one rollout of a module.
 type SlotStatus struct {
-	Rollout  string      `json:"rollout"`
-	Model    string      `json:"model"`
-	Version  int         `json:"version"`
-	Digest   Digest      `json:"digest"`
-	State    ModuleState `json:"state"`
-	Why      Why         `json:"why"`
-	Fetched  int64       `json:"fetched_bytes,omitempty"`
-	Size     int64       `json:"size_bytes,omitempty"`
-	Restarts int         `json:"restarts,omitempty"`
-	Since    time.Time   `json:"since"`
+	Rollout  string     `json:"rollout"`
+	Model    string     `json:"model"`
+	Version  int        `json:"version"`
+	Digest   Digest     `json:"digest"`
+	Standing `json:"-"` // "state" and "why" in JSON
+	Fetched  int64      `json:"fetched_bytes,omitempty"`
+	Size     int64      `json:"size_bytes,omitempty"`
+	Restarts int        `json:"restarts,omitempty"`
+	Since    time.Time  `json:"since"`
 }

@@ -1,9 +1,6 @@
 package atelier
 
-import (
-	"encoding/json"
-	"time"
-)
+import "encoding/json"
 
 // Reason is the stable, machine-readable word for why something is as it is.
 // Dashboards and scripts branch on it; the list is documented and only grows.
@@ -150,22 +147,3 @@ func (w *Why) UnmarshalJSON(b []byte) error {
 	*w = Why{reason: j.Reason, message: j.Message, remedy: j.Remedy}
 	return nil
 }
-
-// Condition is one aspect of a device's or a module's health, in the manner of
-// Kubernetes' conditions: True is the good state.
-type Condition struct {
-	Type  string    `json:"type"`
-	True  bool      `json:"true"`
-	Why   Why       `json:"why"`
-	Since time.Time `json:"since"`
-}
-
-// The types of conditions that agents and hub report about a device.
-const (
-	ConditionConnected    = "Connected"    // the hub has a live session with the device
-	ConditionInSync       = "InSync"       // the device runs its newest desired state
-	ConditionStateDurable = "StateDurable" // the agent can save its state
-	ConditionCertificate  = "Certificate"  // the device's certificate is valid and renews
-	ConditionGateway      = "Gateway"      // the gateway answers and has its address
-	ConditionConfigured   = "Configured"   // the agent's configuration file is the one in force
-)

@@ -148,10 +148,7 @@ func (a *agent) open() (err error) {
 	if a.uploads, err = newUploads(a.places.collected()); err != nil {
 		return err
 	}
-	a.configured = atelier.Condition{
-		Type: atelier.ConditionConfigured, True: true, Since: time.Now().UTC(),
-		Why: atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force"),
-	}
+	a.configured = configured(nil).Following(a.configured, time.Now())
 	a.openLocal()
 	return a.openHub(signer)
 }
@@ -243,18 +240,12 @@ func (a *agent) follow(ctx context.Context) {
 // reconfigure puts a configuration into force, or says why it cannot.
 func (a *agent) reconfigure(c config.Config, err error) {
 	a.mu.Lock()
-	was := a.configured
+	a.configured = configured(err).Following(a.configured, time.Now())
 	if err == nil {
 		if c.Paths != a.config.Paths || c.Disk != a.config.Disk || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
 			a.log.Warn("some of the changed settings take effect when the agent is restarted")
 		}
 		a.config = c
-		a.configured.True, a.configured.Why = true, atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force")
-	} else {
-		a.configured.True, a.configured.Why = false, atelier.Because(atelier.ReasonConfigInvalid, err.Error())
-	}
-	if was.True != a.configured.True {
-		a.configured.Since = time.Now().UTC()
 	}
 	a.mu.Unlock()
 	if err != nil {
@@ -264,6 +255,14 @@ func (a *agent) reconfigure(c config.Config, err error) {
 		a.telemetry.SetInterval(time.Duration(c.Telemetry.Interval))
 	}
 	a.changed()
+}
+
+// configured says whether the configuration file is in force.
+func configured(err error) atelier.Condition {
+	if err != nil {
+		return atelier.Fails(atelier.ConditionConfigured, atelier.Because(atelier.ReasonConfigInvalid, err.Error()))
+	}
+	return atelier.Holds(atelier.ConditionConfigured, atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force"))
 }
 
 func (a *agent) settings() config.Config {

@@ -134,13 +134,13 @@ func (d *device) serves(m atelier.Module) {
 	d.Helper()
 	d.report("the module serves", func(r atelier.ReportedState) bool {
 		return len(r.Modules) == 1 && r.Modules[0].Current != nil && r.Modules[0].Current.Rollout == m.Rollout &&
-			r.Modules[0].Current.State == atelier.Serving
+			r.Modules[0].Current.State() == atelier.Serving
 	})
 }
 
 func condition(r atelier.ReportedState, kind string) atelier.Condition {
 	for _, c := range r.Conditions {
-		if c.Type == kind {
+		if c.Type() == kind {
 			return c
 		}
 	}
@@ -156,9 +156,9 @@ func TestTheMainJob(t *testing.T) {
 	d.serves(m)
 	d.report("the report is complete", func(r atelier.ReportedState) bool {
 		return r.Device == d.device && r.Agent == "1.2.3" && r.Facts.Gateway != "" && r.Facts.DiskFree > 0 &&
-			r.Position == d.position && len(r.Conditions) == 5 && condition(r, atelier.ConditionInSync).True &&
-			condition(r, atelier.ConditionStateDurable).True && condition(r, atelier.ConditionCertificate).True &&
-			condition(r, atelier.ConditionGateway).True && condition(r, atelier.ConditionConfigured).True
+			r.Position == d.position && len(r.Conditions) == 5 && condition(r, atelier.ConditionInSync).True() &&
+			condition(r, atelier.ConditionStateDurable).True() && condition(r, atelier.ConditionCertificate).True() &&
+			condition(r, atelier.ConditionGateway).True() && condition(r, atelier.ConditionConfigured).True()
 	})
 	d.eventually("telemetry comes", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.batches > 2 })
 
@@ -264,7 +264,7 @@ func TestDaysWithoutTheHub(t *testing.T) {
 	}
 	d.eventually("it serves without the hub", func() bool {
 		s, err := ReadStatus(t.Context(), places)
-		return err == nil && s.Running && !s.Connected && len(s.Modules) == 1 && s.Modules[0].Current != nil && s.Modules[0].Current.State == atelier.Serving
+		return err == nil && s.Running && !s.Connected && len(s.Modules) == 1 && s.Modules[0].Current != nil && s.Modules[0].Current.State() == atelier.Serving
 	})
 	d.mu.Lock()
 	d.reported = atelier.ReportedState{}
@@ -277,14 +277,14 @@ func TestABadConfigurationChangesNothingAndIsTold(t *testing.T) {
 	t.Parallel()
 	d := joined(t)
 	d.start()
-	d.report("it reports", func(r atelier.ReportedState) bool { return condition(r, atelier.ConditionConfigured).True })
+	d.report("it reports", func(r atelier.ReportedState) bool { return condition(r, atelier.ConditionConfigured).True() })
 	d.configure("intervall = '5s'")
 	d.report("it says so", func(r atelier.ReportedState) bool {
 		c := condition(r, atelier.ConditionConfigured)
-		return !c.True && c.Why.Reason() == atelier.ReasonConfigInvalid && strings.Contains(c.Why.Message(), "telemetry.intervall")
+		return !c.True() && c.Why().Reason() == atelier.ReasonConfigInvalid && strings.Contains(c.Why().Message(), "telemetry.intervall")
 	})
 	d.configure("interval = '2s'")
-	d.report("it is good again", func(r atelier.ReportedState) bool { return condition(r, atelier.ConditionConfigured).True })
+	d.report("it is good again", func(r atelier.ReportedState) bool { return condition(r, atelier.ConditionConfigured).True() })
 }
 
 func TestARevokedDeviceKeepsItsModulesAndStaysAway(t *testing.T) {
@@ -304,7 +304,7 @@ func TestARevokedDeviceKeepsItsModulesAndStaysAway(t *testing.T) {
 	told := func() bool {
 		s, err := ReadStatus(t.Context(), places)
 		return err == nil && s.Running && s.Revoked != nil && s.Revoked.Reason == "stolen" &&
-			len(s.Modules) == 1 && s.Modules[0].Current.State == atelier.Serving
+			len(s.Modules) == 1 && s.Modules[0].Current.State() == atelier.Serving
 	}
 	d.eventually("it says so", told)
 	d.start()

@@ -61,18 +61,14 @@ func (a *agent) conditions(modules []atelier.ModuleStatus) []atelier.Condition {
 	sync := inSync(a.store.Desired(), modules)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.inSync.Since.IsZero() || a.inSync.True != sync.True {
-		a.inSync.Since = time.Now().UTC()
-	}
-	sync.Since = a.inSync.Since
-	a.inSync = sync
-	return []atelier.Condition{sync, a.store.Durable(), a.renewer.Condition(), a.gateway.Condition(), a.configured}
+	a.inSync = sync.Following(a.inSync, time.Now())
+	return []atelier.Condition{a.inSync, a.store.Durable(), a.renewer.Condition(), a.gateway.Condition(), a.configured}
 }
 
 // inSync says whether modules are what is desired.
 func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) atelier.Condition {
 	no := func(why atelier.Why) atelier.Condition {
-		return atelier.Condition{Type: atelier.ConditionInSync, Why: why}
+		return atelier.Fails(atelier.ConditionInSync, why)
 	}
 	if desired == nil {
 		return no(atelier.Because(atelier.ReasonWaiting, "the hub has not sent a desired state yet"))
@@ -85,11 +81,11 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 		want := &desired.Modules[i]
 		m := have[want.Deployment]
 		switch {
-		case m.Current != nil && m.Current.Rollout == want.Rollout && m.Current.State == atelier.Serving && m.Current.Why.Reason() == atelier.ReasonAsDesired:
+		case m.Current != nil && m.Current.Rollout == want.Rollout && m.Current.State() == atelier.Serving && m.Current.Why().Reason() == atelier.ReasonAsDesired:
 		case m.Candidate != nil:
-			return no(m.Candidate.Why)
+			return no(m.Candidate.Why())
 		case m.Current != nil:
-			return no(m.Current.Why)
+			return no(m.Current.Why())
 		default:
 			return no(atelier.Because(atelier.ReasonInProgress, ""))
 		}
@@ -98,7 +94,7 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 	if len(have) > 0 {
 		return no(atelier.Because(atelier.ReasonInProgress, "modules that are no longer desired are being removed"))
 	}
-	return atelier.Condition{Type: atelier.ConditionInSync, True: true, Why: atelier.Because(atelier.ReasonAsDesired, "")}
+	return atelier.Holds(atelier.ConditionInSync, atelier.Because(atelier.ReasonAsDesired, ""))
 }
 
 func (a *agent) status() Status {

@@ -208,34 +208,33 @@ func (r *Renewer) note(err error) {
 	}
 }
 
-// Condition tells how it stands with the device's certificate: true while it is
-// valid by the device's clock and not known to be revoked. A renewal that fails
-// in the meantime stands in the message.
+// Condition tells how it stands with the device's certificate: it holds while the
+// certificate is valid by the device's clock and not known to be revoked. A renewal
+// that fails in the meantime stands in the message.
 func (r *Renewer) Condition() atelier.Condition {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now, ends := r.opts.Now(), r.opts.Identity.Certificate().NotAfter
 	until := ends.UTC().Format(time.RFC3339)
-	c := atelier.Condition{Type: atelier.ConditionCertificate, Since: now}
+	fails := func(reason atelier.Reason, format string, args ...any) atelier.Condition {
+		return atelier.Fails(atelier.ConditionCertificate, atelier.Because(reason, fmt.Sprintf(format, args...)))
+	}
+	holds := func(reason atelier.Reason, format string, args ...any) atelier.Condition {
+		return atelier.Holds(atelier.ConditionCertificate, atelier.Because(reason, fmt.Sprintf(format, args...)))
+	}
+	var c atelier.Condition
 	switch {
 	case atelier.CodeOf(r.failure) == atelier.Forbidden:
-		c.Why = atelier.Because(atelier.ReasonRevoked, r.failure.Error())
+		c = fails(atelier.ReasonRevoked, "%v", r.failure)
 	case now.After(ends) && r.failure != nil:
-		c.Why = atelier.Because(atelier.ReasonCertificateExpired,
-			fmt.Sprintf("The certificate ran out at %s, and could not be renewed: %v.", until, r.failure))
+		c = fails(atelier.ReasonCertificateExpired, "The certificate ran out at %s, and could not be renewed: %v.", until, r.failure)
 	case now.After(ends):
-		c.Why = atelier.Because(atelier.ReasonCertificateExpired, fmt.Sprintf("The certificate ran out at %s, and is being renewed.", until))
+		c = fails(atelier.ReasonCertificateExpired, "The certificate ran out at %s, and is being renewed.", until)
 	case r.failure != nil:
-		c.True = true
-		c.Why = atelier.Because(atelier.ReasonInProgress,
-			fmt.Sprintf("The certificate is valid until %s; to renew it is tried again: %v.", until, r.failure))
+		c = holds(atelier.ReasonInProgress, "The certificate is valid until %s; to renew it is tried again: %v.", until, r.failure)
 	default:
-		c.True = true
-		c.Why = atelier.Because(atelier.ReasonAsDesired, fmt.Sprintf("The certificate is valid until %s.", until))
+		c = holds(atelier.ReasonAsDesired, "The certificate is valid until %s.", until)
 	}
-	if last := r.condition; last.True == c.True && last.Why.Reason() == c.Why.Reason() && !last.Since.IsZero() {
-		c.Since = last.Since
-	}
-	r.condition = c
-	return c
+	r.condition = c.Following(r.condition, now)
+	return r.condition
 }

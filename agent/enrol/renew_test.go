@@ -140,8 +140,8 @@ func (r *renewal) wait(t *testing.T) *x509.Certificate {
 func (r *renewal) wantCondition(t *testing.T, good bool, reason atelier.Reason, says string) {
 	t.Helper()
 	c := r.Condition()
-	if c.Type != atelier.ConditionCertificate || c.True != good || c.Why.Reason() != reason || !strings.Contains(c.Why.Message(), says) {
-		t.Fatalf("condition %v %s %q, want %v %s that says %q", c.True, c.Why.Reason(), c.Why.Message(), good, reason, says)
+	if c.Type() != atelier.ConditionCertificate || c.True() != good || c.Why().Reason() != reason || !strings.Contains(c.Why().Message(), says) {
+		t.Fatalf("condition %v %s %q, want %v %s that says %q", c.True(), c.Why().Reason(), c.Why().Message(), good, reason, says)
 	}
 }
 
@@ -196,10 +196,10 @@ func TestFailuresAreTriedAgainEverSlower(t *testing.T) {
 	if d := r.backoff(1000); d > lastRetry || d < lastRetry/2 {
 		t.Fatalf("waits %s in the end", d)
 	}
-	since := r.Condition().Since
+	since := r.Condition().Since()
 	r.clock.pass(t, r.hub.life/10)
 	r.wantCondition(t, false, atelier.ReasonCertificateExpired, "could not be renewed")
-	if got := r.Condition().Since; !got.After(since) || r.Condition().Since != got {
+	if got := r.Condition().Since(); !got.After(since) || r.Condition().Since() != got {
 		t.Fatalf("since %s, was %s", got, since)
 	}
 	r.hub.set(func() { r.hub.fail["/v1/renew"] = false })

@@ -91,7 +91,7 @@ func (b *bench) eventually(what string, cond func() bool) {
 	for !cond() {
 		if time.Now().After(deadline) {
 			c := b.Condition()
-			b.Fatalf("never: %s; condition: %v %s: %s", what, c.True, c.Why.Reason(), c.Why.Message())
+			b.Fatalf("never: %s; condition: %v %s: %s", what, c.True(), c.Why().Reason(), c.Why().Message())
 		}
 		time.Sleep(5 * time.Millisecond) // the pause of a poll
 	}
@@ -99,7 +99,7 @@ func (b *bench) eventually(what string, cond func() bool) {
 
 func (b *bench) serves() int {
 	b.Helper()
-	b.eventually("the gateway serves", func() bool { return b.Condition().True })
+	b.eventually("the gateway serves", func() bool { return b.Condition().True() })
 	s, err := b.Client().Status(b.Context())
 	if err != nil {
 		b.Fatal(err)
@@ -166,7 +166,7 @@ func TestSaysThatTheAddressIsTaken(t *testing.T) {
 	b.start()
 	b.eventually("it says so", func() bool {
 		c := b.Condition()
-		return !c.True && c.Why.Reason() == atelier.ReasonPortInUse && strings.Contains(c.Why.Message(), "in use")
+		return !c.True() && c.Why().Reason() == atelier.ReasonPortInUse && strings.Contains(c.Why().Message(), "in use")
 	})
 }
 
@@ -177,7 +177,7 @@ func TestSaysWhyThereIsNoGateway(t *testing.T) {
 	b.start()
 	b.eventually("it says so", func() bool {
 		c := b.Condition()
-		return c.Why.Reason() == atelier.ReasonGatewayDown && strings.Contains(c.Why.Message(), "no such file")
+		return c.Why().Reason() == atelier.ReasonGatewayDown && strings.Contains(c.Why().Message(), "no such file")
 	})
 	b.stop()
 	if b.opts.Program, _ = os.Executable(); b.opts.Program == "" {
@@ -189,7 +189,7 @@ func TestSaysWhyThereIsNoGateway(t *testing.T) {
 	}
 	b.start()
 	b.eventually("it tells the last line of the log", func() bool {
-		return strings.Contains(b.Condition().Why.Message(), "it refuses to start")
+		return strings.Contains(b.Condition().Why().Message(), "it refuses to start")
 	})
 	if err := os.Remove(refuse); err != nil {
 		t.Fatal(err)

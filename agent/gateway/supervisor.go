@@ -66,10 +66,8 @@ type Supervisor struct {
 // NewSupervisor returns a supervisor; Run starts it.
 func NewSupervisor(opts Options) *Supervisor {
 	s := &Supervisor{opts: opts, client: NewClient(Socket(opts.Run))}
-	s.condition = atelier.Condition{
-		Type: atelier.ConditionGateway, Since: time.Now().UTC(),
-		Why: atelier.Because(atelier.ReasonInProgress, "the gateway is being started"),
-	}
+	starting := atelier.Because(atelier.ReasonInProgress, "the gateway is being started")
+	s.condition = atelier.Fails(atelier.ConditionGateway, starting).Following(s.condition, time.Now())
 	return s
 }
 
@@ -117,7 +115,7 @@ func (s *Supervisor) Run(ctx context.Context) {
 			}
 			continue
 		default:
-			if failures > 0 && unstarted == nil || s.Condition().True {
+			if failures > 0 && unstarted == nil || s.Condition().True() {
 				s.lost(err)
 			}
 			if failures++; failures > 1 && !s.pause(ctx, min(s.opts.Times.Retry<<min(failures-2, 20), s.opts.Times.RetryMost)) {
@@ -215,11 +213,12 @@ func (s *Supervisor) lost(err error) {
 // set changes the condition, and tells of it.
 func (s *Supervisor) set(good bool, why atelier.Why, moved bool) {
 	s.mu.Lock()
-	same := s.condition.True == good && s.condition.Why == why
-	if s.condition.True != good {
-		s.condition.Since = time.Now().UTC()
+	same := s.condition.True() == good && s.condition.Why() == why
+	next := atelier.Fails(atelier.ConditionGateway, why)
+	if good {
+		next = atelier.Holds(atelier.ConditionGateway, why)
 	}
-	s.condition.True, s.condition.Why = good, why
+	s.condition = next.Following(s.condition, time.Now())
 	s.mu.Unlock()
 	if !same || moved {
 		if !good && !same {

@@ -41,8 +41,8 @@ func instanceID(m *atelier.Module) string { return m.Deployment + "-" + m.Rollou
 func blank(m *atelier.Module) atelier.SlotStatus {
 	return atelier.SlotStatus{
 		Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest,
-		State: atelier.Pending, Why: atelier.Because(atelier.ReasonInProgress, ""),
-		Size: fetch.Size(m.Content()), Since: time.Now().UTC(),
+		Standing: atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonInProgress, "")),
+		Size:     fetch.Size(m.Content()), Since: time.Now().UTC(),
 	}
 }
 
@@ -80,10 +80,10 @@ func (i *instance) snapshot() atelier.SlotStatus {
 // set notes where the instance stands.
 func (i *instance) set(s atelier.ModuleState, why atelier.Why) {
 	i.mu.Lock()
-	if i.status.State != s {
-		i.status.State, i.status.Since = s, time.Now().UTC()
+	if i.status.State() != s {
+		i.status.Since = time.Now().UTC()
 	}
-	i.status.Why = why
+	i.status.Standing = atelier.Stand(s, why)
 	i.ready = s == atelier.Standby
 	i.mu.Unlock()
 	i.runner.opts.Changed()

@@ -352,17 +352,16 @@ func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus 
 		return &s
 	}
 	s := i.snapshot()
-	if s.State != atelier.Standby {
+	if s.State() != atelier.Standby {
 		return &s
 	}
 	switch {
+	case current && routesTo(r.inForce, slot.Module.Rollout):
+		s.Standing = atelier.Stand(atelier.Serving, r.taken())
 	case current:
-		if routesTo(r.inForce, slot.Module.Rollout) {
-			s.State = atelier.Serving
-		}
-		s.Why = r.taken()
+		s.Standing = atelier.Stand(atelier.Standby, r.taken())
 	case r.unsaved != nil:
-		s.Why = atelier.Because(atelier.ReasonStateNotDurable, r.unsaved.Error())
+		s.Standing = atelier.Stand(atelier.Standby, atelier.Because(atelier.ReasonStateNotDurable, r.unsaved.Error()))
 	}
 	return &s
 }

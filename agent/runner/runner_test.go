@@ -165,7 +165,7 @@ func (d *device) describe() string {
 	for _, m := range d.runner.Status() {
 		for slot, s := range map[string]*atelier.SlotStatus{"current": m.Current, "candidate": m.Candidate} {
 			if s != nil {
-				b.WriteString("\n  " + m.Name + " " + slot + " " + s.Rollout + " " + string(s.State) + " " + string(s.Why.Reason()) + ": " + s.Why.Message())
+				b.WriteString("\n  " + m.Name + " " + slot + " " + s.Rollout + " " + string(s.State()) + " " + string(s.Why().Reason()) + ": " + s.Why().Message())
 			}
 		}
 	}
@@ -187,7 +187,7 @@ func (d *device) serves(modules ...atelier.Module) {
 	for _, m := range modules {
 		d.eventually(m.Name+" serves version "+m.Model.Name, func() bool {
 			s := d.status(m)
-			return s.Current != nil && s.Current.Rollout == m.Rollout && s.Current.State == atelier.Serving && s.Candidate == nil &&
+			return s.Current != nil && s.Current.Rollout == m.Rollout && s.Current.State() == atelier.Serving && s.Candidate == nil &&
 				d.gateway.Routed(m.Endpoint.Name) == m.Rollout
 		})
 	}
@@ -325,13 +325,13 @@ func TestAFailingCandidateLeavesTheCurrentOneAlone(t *testing.T) {
 			d.desire(candidate)
 			d.eventually("it says why", func() bool {
 				s := d.status(candidate)
-				return s.Candidate != nil && s.Candidate.State == atelier.BackOff && s.Candidate.Why.Reason() == c.reason
+				return s.Candidate != nil && s.Candidate.State() == atelier.BackOff && s.Candidate.Why().Reason() == c.reason
 			})
-			if m := d.status(candidate).Candidate.Why.Message(); !strings.Contains(m, c.message) {
+			if m := d.status(candidate).Candidate.Why().Message(); !strings.Contains(m, c.message) {
 				t.Errorf("the message is %q, expected %q in it", m, c.message)
 			}
 			s := d.status(good)
-			if s.Current == nil || s.Current.Rollout != good.Rollout || s.Current.State != atelier.Serving || d.gateway.Routed("digits") != good.Rollout {
+			if s.Current == nil || s.Current.Rollout != good.Rollout || s.Current.State() != atelier.Serving || d.gateway.Routed("digits") != good.Rollout {
 				t.Fatalf("the current rollout does not serve: %s", d.describe())
 			}
 			// It never gives up: once the fault is gone it comes up by itself.
@@ -358,7 +358,7 @@ func TestRefusesWhatCannotRunHere(t *testing.T) {
 	} {
 		d.eventually(string(reason), func() bool {
 			s := d.status(*m).Candidate
-			return s != nil && s.State == atelier.Refused && s.Why.Reason() == reason
+			return s != nil && s.State() == atelier.Refused && s.Why().Reason() == reason
 		})
 	}
 	d.desire()
@@ -376,7 +376,7 @@ func TestRestartsWhatCrashes(t *testing.T) {
 		d.target.Crash(instanceID(&m), targets.Exit{Code: 139, LastLine: "segfault"})
 		d.eventually("it serves again", func() bool {
 			s := d.status(m).Current
-			return s != nil && s.State == atelier.Serving && s.Restarts == n+1
+			return s != nil && s.State() == atelier.Serving && s.Restarts == n+1
 		})
 	}
 	if d.gateway.Routed("digits") != m.Rollout {
@@ -470,7 +470,7 @@ func TestAFullDiskChangesNothingUntilItHasRoom(t *testing.T) {
 	d.disk.SetSpace(0)
 	d.eventually("it waits", func() bool {
 		c := d.status(new).Candidate
-		return c != nil && c.State == atelier.Standby && c.Why.Reason() == atelier.ReasonStateNotDurable || c == nil
+		return c != nil && c.State() == atelier.Standby && c.Why().Reason() == atelier.ReasonStateNotDurable || c == nil
 	})
 	if c := d.status(new).Current; c.Rollout == old.Rollout && d.gateway.Routed("digits") != old.Rollout {
 		t.Error("it acts on what is not saved")
@@ -542,16 +542,16 @@ func TestServesWhileNewRoutesAreOnTheirWay(t *testing.T) {
 	m.Endpoint.Keys.Primary = "rotated"
 	d.desire(m)
 	<-held
-	if s := d.status(m).Current; s.State != atelier.Serving || s.Why.Reason() != atelier.ReasonWaiting {
-		t.Errorf("on their way: %s, %s", s.State, s.Why.Reason())
+	if s := d.status(m).Current; s.State() != atelier.Serving || s.Why().Reason() != atelier.ReasonWaiting {
+		t.Errorf("on their way: %s, %s", s.State(), s.Why().Reason())
 	}
 	close(release)
 	d.eventually("the gateway is said to be down", func() bool {
 		s := d.status(m).Current
-		return s.State == atelier.Serving && s.Why.Reason() == atelier.ReasonGatewayDown
+		return s.State() == atelier.Serving && s.Why().Reason() == atelier.ReasonGatewayDown
 	})
 	broken.Store(false)
-	d.eventually("it serves as desired", func() bool { return d.status(m).Current.Why.Reason() == atelier.ReasonAsDesired })
+	d.eventually("it serves as desired", func() bool { return d.status(m).Current.Why().Reason() == atelier.ReasonAsDesired })
 }
 
 func TestWantedAgainWhileItLeaves(t *testing.T) {
@@ -563,7 +563,7 @@ func TestWantedAgainWhileItLeaves(t *testing.T) {
 	d.serves(m)
 	d.gateway.Busy(m.Rollout, 1)
 	d.desire()
-	d.eventually("it drains", func() bool { s := d.status(m).Current; return s != nil && s.State == atelier.Draining })
+	d.eventually("it drains", func() bool { s := d.status(m).Current; return s != nil && s.State() == atelier.Draining })
 	d.desire(m)
 	d.gateway.Busy(m.Rollout, 0)
 	d.serves(m)

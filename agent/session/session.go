@@ -355,7 +355,7 @@ func shorten(r *atelier.ReportedState) {
 		for _, slot := range []**atelier.SlotStatus{&r.Modules[i].Current, &r.Modules[i].Candidate} {
 			if *slot != nil {
 				short := **slot
-				short.Why = atelier.Because(short.Why.Reason(), "").WithRemedy("")
+				short.Standing = atelier.Stand(short.State(), atelier.Because(short.Why().Reason(), "").WithRemedy(""))
 				*slot = &short
 			}
 		}

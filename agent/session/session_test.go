@@ -307,17 +307,17 @@ func TestAReportFitsAPacket(t *testing.T) {
 		b.open()
 		r := atelier.ReportedState{Device: b.device, Session: "s", Sequence: 1}
 		for range 100 {
-			s := &atelier.SlotStatus{State: atelier.BackOff, Why: atelier.Because(atelier.ReasonInitFailed, strings.Repeat("x", 4000))}
+			s := &atelier.SlotStatus{Standing: atelier.Stand(atelier.BackOff, atelier.Because(atelier.ReasonInitFailed, strings.Repeat("x", 4000)))}
 			r.Modules = append(r.Modules, atelier.ModuleStatus{Candidate: s})
 		}
 		if err := b.Report(b.Context(), r); err != nil {
 			b.Fatal(err)
 		}
 		got := next[atelier.ReportedState](b, wire.TypeReported)
-		if len(got.Modules) != 100 || got.Modules[99].Candidate.Why.Reason() != atelier.ReasonInitFailed {
+		if len(got.Modules) != 100 || got.Modules[99].Candidate.Why().Reason() != atelier.ReasonInitFailed {
 			b.Error("the report lost more than its messages")
 		}
-		if len(r.Modules[0].Candidate.Why.Message()) != 4000 {
+		if len(r.Modules[0].Candidate.Why().Message()) != 4000 {
 			b.Error("the caller's report was changed")
 		}
 	})

@@ -253,16 +253,11 @@ func (s *Store) write(name string, b []byte) error {
 
 // noteDurable keeps the condition that says whether state can be saved.
 func (s *Store) noteDurable(err error) {
-	good := err == nil
-	why := atelier.Because(atelier.ReasonAsDesired, "state is saved")
-	if !good {
-		why = atelier.Because(atelier.ReasonStateNotDurable, err.Error())
+	next := atelier.Holds(atelier.ConditionStateDurable, atelier.Because(atelier.ReasonAsDesired, "state is saved"))
+	if err != nil {
+		next = atelier.Fails(atelier.ConditionStateDurable, atelier.Because(atelier.ReasonStateNotDurable, err.Error()))
 	}
-	since := s.durable.Since
-	if since.IsZero() || s.durable.True != good {
-		since = s.opts.Now()
-	}
-	s.durable = atelier.Condition{Type: atelier.ConditionStateDurable, True: good, Why: why, Since: since}
+	s.durable = next.Following(s.durable, s.opts.Now())
 }
 
 // Durable says whether the last attempt to save something worked.

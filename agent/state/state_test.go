@@ -261,7 +261,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	ack, changed := b.receive(b.hub.Desired(t, b.desired(2)))
 	b.wants(ack, atelier.ReasonStateNotDurable)
-	if c := b.store.Durable(); changed || c.True || c.Why.Reason() != atelier.ReasonStateNotDurable {
+	if c := b.store.Durable(); changed || c.True() || c.Why().Reason() != atelier.ReasonStateNotDurable {
 		t.Errorf("changed %v, condition %+v", changed, c)
 	}
 	if b.store.Position().Generation != 1 {
@@ -276,7 +276,7 @@ func TestFullDisk(t *testing.T) {
 	if info, err := b.disk.Stat("/state/ballast"); err != nil || info.Size() != opts.Ballast {
 		t.Errorf("the ballast was not made again: %v", err)
 	}
-	if !b.store.Durable().True {
+	if !b.store.Durable().True() {
 		t.Error("the condition stays false")
 	}
 }

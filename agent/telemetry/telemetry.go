@@ -158,7 +158,7 @@ func moduleMetrics(m *metrics, modules []atelier.ModuleStatus) {
 			labels := []string{"deployment", modules[i].Name, "model", s.Model, "version", strconv.Itoa(s.Version)}
 			for _, state := range moduleStates {
 				v := 0.0
-				if s.State == state {
+				if s.State() == state {
 					v = 1
 				}
 				states = append(states, point(v, append(labels, "slot", slot.name, "state", string(state))...))

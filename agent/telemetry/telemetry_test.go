@@ -113,7 +113,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	}
 	f := newFixture(t, durabletest.NewDisk(), time.Minute)
 	f.gateway = gatewayStatus(1000, backend("r1", 1, 10))
-	f.modules = []atelier.ModuleStatus{{Deployment: "d", Name: "digits", Current: &atelier.SlotStatus{Model: "digits", Version: 1, State: atelier.Serving}}}
+	f.modules = []atelier.ModuleStatus{{Deployment: "d", Name: "digits", Current: &atelier.SlotStatus{Model: "digits", Version: 1, Standing: atelier.Stand(atelier.Serving, atelier.Because(atelier.ReasonAsDesired, ""))}}}
 	var got map[string]otlp.Metric
 	waitFor(t, "a round that knows how busy the processors were since the last one", func() bool {
 		got = f.measure(t)
@@ -198,7 +198,7 @@ func TestModules(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, durabletest.NewDisk(), time.Minute)
 	slot := func(version, restarts int, state atelier.ModuleState) *atelier.SlotStatus {
-		return &atelier.SlotStatus{Model: "digits", Version: version, State: state, Restarts: restarts}
+		return &atelier.SlotStatus{Model: "digits", Version: version, Standing: atelier.Stand(state, atelier.Because(atelier.ReasonInProgress, "")), Restarts: restarts}
 	}
 	f.modules = []atelier.ModuleStatus{
 		{Deployment: "d", Name: "a", Current: slot(1, 2, atelier.Serving), Candidate: slot(2, 3, atelier.BackOff)},

@@ -142,9 +142,9 @@ func printStatus(w io.Writer, s agent.Status) {
 	}
 	fmt.Fprintf(w, "Certificate\tuntil %s\n", s.CertificateTo.Format(time.RFC3339))
 	for _, c := range s.Conditions {
-		if !c.True {
-			fmt.Fprintf(w, "%s\tno: %s: %s\n", c.Type, c.Why.Reason(), c.Why.Message())
-			if r := c.Why.Remedy(); r != "" {
+		if !c.True() {
+			fmt.Fprintf(w, "%s\tno: %s: %s\n", c.Type(), c.Why().Reason(), c.Why().Message())
+			if r := c.Why().Remedy(); r != "" {
 				fmt.Fprintf(w, "\t%s\n", r)
 			}
 		}
@@ -160,10 +160,10 @@ func printStatus(w io.Writer, s agent.Status) {
 		}{{"current", m.Current}, {"candidate", m.Candidate}} {
 			if t := slot.status; t != nil {
 				why := ""
-				if t.State != atelier.Serving {
-					why = string(t.Why.Reason()) + ": " + t.Why.Message()
+				if t.State() != atelier.Serving {
+					why = string(t.Why().Reason()) + ": " + t.Why().Message()
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s:%d\t%s\t%d\t%s\n", m.Name, slot.name, t.Model, t.Version, t.State, t.Restarts, why)
+				fmt.Fprintf(w, "%s\t%s\t%s:%d\t%s\t%d\t%s\n", m.Name, slot.name, t.Model, t.Version, t.State(), t.Restarts, why)
 			}
 		}
 	}

@@ -161,9 +161,9 @@ func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier
 				a.say("  %s: %s", printable(s.DeviceName), printable(line))
 			}
 			switch {
-			case s.State == atelier.Refused || s.State == atelier.Quarantined:
+			case s.State() == atelier.Refused || s.State() == atelier.Quarantined:
 				refused = append(refused, s)
-			case s.State != atelier.Serving || s.Version != s.Wanted:
+			case s.State() != atelier.Serving || s.Version != s.Wanted:
 				waiting = append(waiting, s)
 			}
 		}
@@ -190,14 +190,14 @@ func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier
 
 func statusLine(s atelier.DeviceStatus) string {
 	switch {
-	case s.State == atelier.Serving && s.Version == s.Wanted:
+	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
-	case s.State == atelier.Fetching && s.Size > 0:
+	case s.State() == atelier.Fetching && s.Size > 0:
 		return fmt.Sprintf("Fetching, %d%% of %s", s.Fetched*100/s.Size/10*10, bytesOf(s.Size))
-	case s.Why.Reason() == atelier.ReasonInProgress || s.Why.Reason() == atelier.ReasonWaiting:
-		return string(s.State)
+	case s.Why().Reason() == atelier.ReasonInProgress || s.Why().Reason() == atelier.ReasonWaiting:
+		return string(s.State())
 	}
-	return fmt.Sprintf("%s, %s: %s", s.State, s.Why.Reason(), s.Why.Message())
+	return fmt.Sprintf("%s, %s: %s", s.State(), s.Why().Reason(), s.Why().Message())
 }
 
 func notServing(code atelier.Code, d atelier.Deployment, statuses []atelier.DeviceStatus) *atelier.Error {
@@ -207,7 +207,7 @@ func notServing(code atelier.Code, d atelier.Deployment, statuses []atelier.Devi
 	}
 	e := atelier.Errorf(code, "%d devices do not serve %s:%d:%s", len(statuses), d.Model, d.Version, strings.Join(lines, ""))
 	if len(statuses) > 0 {
-		e.Remedy = statuses[0].Why.Remedy()
+		e.Remedy = statuses[0].Why().Remedy()
 	}
 	return e
 }
@@ -285,7 +285,7 @@ func statusesTable(all []atelier.DeviceStatus) table {
 		if s.Version > 0 {
 			serving = strconv.Itoa(s.Version)
 		}
-		t.add(s.DeviceName, string(s.State), serving, strconv.Itoa(s.Wanted), strconv.Itoa(s.Restarts), s.Address)
+		t.add(s.DeviceName, string(s.State()), serving, strconv.Itoa(s.Wanted), strconv.Itoa(s.Restarts), s.Address)
 	}
 	if len(all) == 0 {
 		t.note = "No device is selected."

@@ -124,8 +124,8 @@ func (a *app) deviceList() *cobra.Command {
 
 func holds(d atelier.Device, condition string) bool {
 	for _, c := range d.Conditions {
-		if c.Type == condition {
-			return c.True
+		if c.Type() == condition {
+			return c.True()
 		}
 	}
 	return false
@@ -181,10 +181,10 @@ func deviceTable(d atelier.Device) table {
 	}
 	for _, c := range d.Conditions {
 		state := "yes"
-		if !c.True {
-			state = fmt.Sprintf("no, %s: %s", c.Why.Reason(), c.Why.Message())
+		if !c.True() {
+			state = fmt.Sprintf("no, %s: %s", c.Why().Reason(), c.Why().Message())
 		}
-		t.add(c.Type+":", state)
+		t.add(c.Type()+":", state)
 	}
 	return t
 }

@@ -88,7 +88,7 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 				return s, err
 			}
 			one.Devices++
-			if on.State == atelier.Serving && on.Version == on.Wanted {
+			if on.State() == atelier.Serving && on.Version == on.Wanted {
 				one.Serving++
 			}
 		}

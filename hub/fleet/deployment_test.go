@@ -137,10 +137,10 @@ func TestUnmet(t *testing.T) {
 		t.Helper()
 		eventually(t, func() string {
 			page, _, err := h.fleet.DeviceStatuses(h.ctx, ws, dep.Name, "", 10)
-			if err != nil || len(page) != 1 || page[0].Why.Reason() != want {
+			if err != nil || len(page) != 1 || page[0].Why().Reason() != want {
 				return "the status is not " + string(want)
 			}
-			if page[0].Why.Remedy() == "" {
+			if page[0].Why().Remedy() == "" {
 				return "there is no remedy for " + string(want)
 			}
 			return ""

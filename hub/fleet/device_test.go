@@ -319,14 +319,14 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 	for _, m := range s.Modules {
 		slot := &atelier.SlotStatus{
 			Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest,
-			State: atelier.Serving, Why: atelier.Because(atelier.ReasonAsDesired, ""),
+			Standing: atelier.Stand(atelier.Serving, atelier.Because(atelier.ReasonAsDesired, "")),
 		}
 		for _, file := range m.Content() {
 			if err := d.receiver.Fetch(ctx, file, nil); err != nil {
 				if ctx.Err() != nil {
 					return
 				}
-				slot.State, slot.Why = atelier.BackOff, atelier.Because(atelier.ReasonUnreachable, err.Error())
+				slot.Standing = atelier.Stand(atelier.BackOff, atelier.Because(atelier.ReasonUnreachable, err.Error()))
 				d.mu.Lock()
 				d.failed[m.Deployment] = err
 				d.mu.Unlock()
@@ -384,7 +384,7 @@ func (d *device) serves(dep atelier.Deployment) atelier.DeviceStatus {
 		for _, s := range page {
 			if s.Device == d.id {
 				found = s
-				if s.State == atelier.Serving && s.Version == dep.Version {
+				if s.State() == atelier.Serving && s.Version == dep.Version {
 					return ""
 				}
 			}
@@ -392,7 +392,7 @@ func (d *device) serves(dep atelier.Deployment) atelier.DeviceStatus {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return fmt.Sprintf("%s does not serve %s: %s; it holds %d.%d, made %d reports of which %d are acknowledged, fetches failed: %v",
-			d.name, dep.Name, found.Why.Message(), d.saved.Epoch, d.saved.Generation, d.sequence, d.acked, d.failed)
+			d.name, dep.Name, found.Why().Message(), d.saved.Epoch, d.saved.Generation, d.sequence, d.acked, d.failed)
 	})
 	return found
 }

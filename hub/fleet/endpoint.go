@@ -86,7 +86,7 @@ func withAddresses(tx store.Tx, workspace string, e atelier.Endpoint) (Endpoint,
 	statuses, _, err := statusesIn(tx, workspace, d, "", maxAddresses)
 	for _, s := range statuses {
 		if s.Address != "" {
-			out.Addresses = append(out.Addresses, Address{Device: s.DeviceName, URL: s.Address, State: s.State})
+			out.Addresses = append(out.Addresses, Address{Device: s.DeviceName, URL: s.Address, State: s.State()})
 		}
 	}
 	return out, err

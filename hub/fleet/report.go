@@ -73,7 +73,7 @@ func sameModules(a, b []atelier.ModuleStatus) bool {
 		if x == nil || y == nil {
 			return x == y
 		}
-		return x.Rollout == y.Rollout && x.State == y.State && x.Why.Reason() == y.Why.Reason() && x.Restarts == y.Restarts
+		return x.Rollout == y.Rollout && x.State() == y.State() && x.Why().Reason() == y.Why().Reason() && x.Restarts == y.Restarts
 	}
 	return slices.EqualFunc(a, b, func(x, y atelier.ModuleStatus) bool {
 		return x.Deployment == y.Deployment && slot(x.Current, y.Current) && slot(x.Candidate, y.Candidate)

@@ -241,7 +241,7 @@ func sameFacts(a, b atelier.Facts) bool {
 
 func sameConditions(a, b []atelier.Condition) bool {
 	return slices.EqualFunc(a, b, func(x, y atelier.Condition) bool {
-		return x.Type == y.Type && x.True == y.True && x.Why.Reason() == y.Why.Reason()
+		return x.Type() == y.Type() && x.True() == y.True() && x.Why().Reason() == y.Why().Reason()
 	})
 }
 

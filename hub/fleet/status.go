@@ -45,9 +45,9 @@ func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
 	for _, u := range p.desired.Unmet {
 		if u.Deployment == dep.ID {
 			s := p.bare(dep.Version)
-			s.State, s.Why = atelier.Refused, u.Why
+			s.Standing = atelier.Stand(atelier.Refused, u.Why)
 			if u.Why.Reason() == atelier.ReasonNeverConnected {
-				s.State = atelier.Pending
+				s.Standing = atelier.Stand(atelier.Pending, u.Why)
 			}
 			return s
 		}
@@ -58,17 +58,18 @@ func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
 		}
 	}
 	s := p.bare(dep.Version)
-	s.Why = atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run.")
+	if p.device.Revoked == nil {
+		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run."))
+	}
 	return s
 }
 
 // bare is a status of which only the device is known.
 func (p *picture) bare(wanted int) atelier.DeviceStatus {
 	d := &p.device
-	s := atelier.DeviceStatus{Device: d.ID, DeviceName: d.Name, Connected: d.Connected, State: atelier.Pending, Wanted: wanted}
+	s := atelier.DeviceStatus{Device: d.ID, DeviceName: d.Name, Connected: d.Connected, Wanted: wanted}
 	if d.Revoked != nil {
-		s.State = atelier.Refused
-		s.Why = atelier.Because(atelier.ReasonRevoked, "")
+		s.Standing = atelier.Stand(atelier.Refused, atelier.Because(atelier.ReasonRevoked, ""))
 	}
 	return s
 }
@@ -83,9 +84,9 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		return s
 	}
 	if r := p.reported.Refused; r != nil && r.Position == p.desired.Position {
-		s.State, s.Why = atelier.Refused, r.Why
+		s.Standing = atelier.Stand(atelier.Refused, r.Why)
 	} else {
-		s.Why = p.waiting()
+		s.Standing = atelier.Stand(atelier.Pending, p.waiting())
 	}
 	if p.reported.State == nil {
 		return s
@@ -96,7 +97,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		}
 		if c := reported.Current; c != nil {
 			s.Restarts = c.Restarts
-			if c.State == atelier.Serving {
+			if c.State() == atelier.Serving {
 				s.Version = c.Version
 				if gateway := p.reported.State.Facts.Gateway; gateway != "" {
 					s.Address = "http://" + gateway + "/" + m.Endpoint.Name
@@ -105,7 +106,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		}
 		for _, slot := range []*atelier.SlotStatus{reported.Candidate, reported.Current} {
 			if slot != nil && slot.Rollout == m.Rollout {
-				s.State, s.Why, s.Fetched, s.Restarts = slot.State, slot.Why, slot.Fetched, slot.Restarts
+				s.Standing, s.Fetched, s.Restarts = slot.Standing, slot.Fetched, slot.Restarts
 				if slot.Size > 0 {
 					s.Size = slot.Size
 				}

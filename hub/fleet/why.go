@@ -76,8 +76,8 @@ func (p *picture) findings(now time.Time) []Finding {
 	if d.Revoked != nil || !d.Connected {
 		add("connection", connectionWhy(d, now))
 	}
-	if why, ok := certificateWhy(d, now); ok {
-		add("certificate", why)
+	if why := certificateWhy(d, now); why != nil {
+		add("certificate", *why)
 	}
 	if d.Revoked != nil {
 		return found // nothing of what follows will change
@@ -92,14 +92,14 @@ func (p *picture) findings(now time.Time) []Finding {
 	}
 	for i := range p.desired.Modules {
 		m := &p.desired.Modules[i]
-		if s := p.status(m); s.State != atelier.Serving || s.Why.Reason() != atelier.ReasonAsDesired {
-			add("deployment "+m.Name, s.Why)
+		if s := p.status(m); s.State() != atelier.Serving || s.Why().Reason() != atelier.ReasonAsDesired {
+			add("deployment "+m.Name, s.Why())
 		}
 	}
 	if s := p.reported.State; s != nil {
 		for _, c := range s.Conditions {
-			if !c.True {
-				add("condition "+c.Type, c.Why)
+			if !c.True() {
+				add("condition "+c.Type(), c.Why())
 			}
 		}
 	}
@@ -118,20 +118,24 @@ func connectionWhy(d *atelier.Device, now time.Time) atelier.Why {
 	}
 }
 
-// certificateWhy says what is wrong with a device's certificate, if anything.
-func certificateWhy(d *atelier.Device, now time.Time) (atelier.Why, bool) {
+// certificateWhy says what is wrong with a device's certificate, nil where nothing is.
+func certificateWhy(d *atelier.Device, now time.Time) *atelier.Why {
 	c := d.Certificate
 	if d.Revoked != nil || c.NotAfter.IsZero() {
-		return atelier.Why{}, false
+		return nil
+	}
+	expired := func(format string, args ...any) *atelier.Why {
+		why := atelier.Because(atelier.ReasonCertificateExpired, fmt.Sprintf(format, args...))
+		return &why
 	}
 	left := c.NotAfter.Sub(now)
 	switch {
 	case left <= 0:
-		return atelier.Because(atelier.ReasonCertificateExpired, fmt.Sprintf("The certificate of %s ran out %s ago, at %s.", d.Name, ago(now, c.NotAfter), stamp(c.NotAfter))), true
+		return expired("The certificate of %s ran out %s ago, at %s.", d.Name, ago(now, c.NotAfter), stamp(c.NotAfter))
 	case left < time.Duration(expiresSoon*float64(c.NotAfter.Sub(c.NotBefore))):
-		return atelier.Because(atelier.ReasonCertificateExpired, fmt.Sprintf("The certificate of %s ends at %s and was not renewed yet.", d.Name, stamp(c.NotAfter))), true
+		return expired("The certificate of %s ends at %s and was not renewed yet.", d.Name, stamp(c.NotAfter))
 	}
-	return atelier.Why{}, false
+	return nil
 }
 
 // behindWhy says that the newest desired state was not saved yet.

@@ -40,9 +40,12 @@ type Config struct {
 	Now     func() time.Time // nil for time.Now; the store's clock should be the same
 	MaxBlob int64            // bytes of one upload; 0 for 1 TiB
 	// Keep is how long content stays that no version and no runtime names, so that
-	// an upload may wait to be named; 0 for 24 hours.
+	// an upload may wait to be named; DefaultKeep where it is 0.
 	Keep time.Duration
 }
+
+// DefaultKeep is a day.
+const DefaultKeep = 24 * time.Hour
 
 // New returns a registry. Somebody should call its Run.
 func New(c Config) *Registry {
@@ -54,7 +57,7 @@ func New(c Config) *Registry {
 		r.maxBlob = 1 << 40
 	}
 	if r.keep == 0 {
-		r.keep = 24 * time.Hour
+		r.keep = DefaultKeep
 	}
 	return r
 }

@@ -292,7 +292,7 @@ func TestCollect(t *testing.T) {
 		return err == nil
 	}
 
-	f.pass(unnamedAge - time.Second)
+	f.pass(DefaultKeep - time.Second)
 	f.upload(f.ws, []byte("sent again")) // its age begins again
 	f.upload(other, []byte("of two workspaces"))
 	f.collect()
@@ -319,7 +319,7 @@ func TestCollect(t *testing.T) {
 	})
 
 	// What was condemned and is sent again stays.
-	f.pass(unnamedAge)
+	f.pass(DefaultKeep)
 	f.collect()
 	f.upload(f.ws, []byte("sent again"))
 	f.pass(condemnedAge)

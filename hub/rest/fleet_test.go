@@ -91,7 +91,7 @@ func TestDeployments(t *testing.T) {
 	}
 	var statuses struct{ Items []atelier.DeviceStatus }
 	h.do(viewer, "GET", path+"/front/devices?limit=1", nil).into(t, 200, &statuses)
-	if len(statuses.Items) != 1 || statuses.Items[0].DeviceName != "kiosk" || statuses.Items[0].State != atelier.Pending {
+	if len(statuses.Items) != 1 || statuses.Items[0].DeviceName != "kiosk" || statuses.Items[0].State() != atelier.Pending {
 		t.Errorf("statuses %+v", statuses)
 	}
 	var why DeviceWhy

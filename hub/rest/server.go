@@ -122,6 +122,9 @@ func (m pathMux) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Re
 func openAPI(version string) huma.Config {
 	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.Why](), reflect.TypeFor[Why]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.Condition](), reflect.TypeFor[Condition]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.SlotStatus](), reflect.TypeFor[SlotStatus]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[atelier.DeviceStatus](), reflect.TypeFor[DeviceStatus]())
 	schemas.RegisterTypeAlias(reflect.TypeFor[wire.Raw](), reflect.TypeFor[Envelope]())
 	return huma.Config{
 		OpenAPI: &huma.OpenAPI{
@@ -152,4 +155,30 @@ type Why struct {
 	Reason  atelier.Reason `json:"reason" doc:"A stable word to branch on"`
 	Message string         `json:"message,omitempty" doc:"The particulars"`
 	Remedy  string         `json:"remedy,omitempty" doc:"What to do about it"`
+}
+
+// Condition is the form that atelier.Condition has in JSON.
+type Condition struct {
+	Type  string    `json:"type" doc:"Which aspect of the device it is about"`
+	True  bool      `json:"true" doc:"Whether it is as it should be"`
+	Why   Why       `json:"why"`
+	Since time.Time `json:"since"`
+}
+
+// Standing is the form that atelier.Standing has within its owner's JSON.
+type Standing struct {
+	State atelier.ModuleState `json:"state"`
+	Why   Why                 `json:"why"`
+}
+
+// SlotStatus is the form that atelier.SlotStatus has in JSON.
+type SlotStatus struct {
+	atelier.SlotStatus
+	Standing
+}
+
+// DeviceStatus is the form that atelier.DeviceStatus has in JSON.
+type DeviceStatus struct {
+	atelier.DeviceStatus
+	Standing
 }
