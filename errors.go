@@ -3,6 +3,7 @@ package atelier
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 )
 
 // Code classifies an error for callers that branch on it. There are few, and
@@ -78,6 +79,15 @@ func (e *Error) Error() string { return e.Message }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// LogValue writes code, message and remedy into a log.
+func (e *Error) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("code", string(e.Code)), slog.String("message", e.Message)}
+	if e.Remedy != "" {
+		attrs = append(attrs, slog.String("remedy", e.Remedy))
+	}
+	return slog.GroupValue(attrs...)
+}
 
 // CodeOf returns the code of the first *Error in err's chain, Internal where
 // there is none, and "" for nil.

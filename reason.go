@@ -1,6 +1,9 @@
 package atelier
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"log/slog"
+)
 
 // Reason is the stable, machine-readable word for why something is as it is.
 // Dashboards and scripts branch on it; the list is documented and only grows.
@@ -32,6 +35,10 @@ const (
 	ReasonRevoked            Reason = "Revoked"
 	ReasonReplayed           Reason = "Replayed"
 	ReasonContentGone        Reason = "ContentGone"
+	ReasonHubNotTrusted      Reason = "HubNotTrusted"
+	ReasonNotAdmitted        Reason = "NotAdmitted"
+	ReasonHubSilent          Reason = "HubSilent"
+	ReasonAgentDown          Reason = "AgentDown"
 	ReasonGatewayDown        Reason = "GatewayDown"
 	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
@@ -72,6 +79,10 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonRevoked:            {"The device was revoked, and the hub no longer talks to it.", "Join the device again with a new token if it should come back."},
 	ReasonReplayed:           {"A desired state that is older than the present one was refused.", "Nothing is to be done, unless it repeats: then look for somebody who replays messages."},
 	ReasonContentGone:        {"The hub no longer has content that the desired state names.", "Register the model version again."},
+	ReasonHubNotTrusted:      {"What answers at the hub's address does not prove to be the hub that the device joined.", "Join the device again if the hub was set up anew; if not, find out what answers there."},
+	ReasonNotAdmitted:        {"The hub refuses the device's certificate.", "Nothing is to be done if it passes, since the device renews its certificate; otherwise see 'atelier device list' whether the hub still knows the device, and join it again."},
+	ReasonHubSilent:          {"The device is connected to the broker, and the hub does not answer.", "Check that atelier-hub runs and reaches its broker; its log says why it does not."},
+	ReasonAgentDown:          {"No agent runs on the device; its modules go on without one.", "Start it with 'systemctl start atelier-agent', or 'atelier-agent run'."},
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
@@ -125,6 +136,15 @@ func (w Why) Message() string {
 
 // Remedy returns what to do, or "" where nothing needs doing.
 func (w Why) Remedy() string { return w.remedy }
+
+// LogValue writes reason, message and remedy into a log.
+func (w Why) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("reason", string(w.Reason())), slog.String("message", w.Message())}
+	if w.remedy != "" {
+		attrs = append(attrs, slog.String("remedy", w.remedy))
+	}
+	return slog.GroupValue(attrs...)
+}
 
 type whyJSON struct {
 	Reason  Reason `json:"reason"`

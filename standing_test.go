@@ -14,7 +14,7 @@ func TestStatesKeepTheirReasonsOnTheWire(t *testing.T) {
 	holds, fails := Holds(ConditionGateway, full).Following(Condition{}, since), Fails(ConditionGateway, full)
 	for want, v := range map[string]any{
 		`{"rollout":"r","model":"m","version":2,"digest":"","since":"2026-11-25T12:00:00Z","state":"BackOff","why":{"reason":"NoSpace","message":"812 MB are needed","remedy":"` + full.Remedy() + `"}}`:                         &SlotStatus{Rollout: "r", Model: "m", Version: 2, Since: since, Standing: Stand(BackOff, full)},
-		`{"rollout":"","model":"","version":0,"digest":"","since":"0001-01-01T00:00:00Z","state":"Pending","why":{"reason":"InProgress"}}`:                                                                                       &SlotStatus{},
+		`{"rollout":"","model":"","version":0,"digest":"","since":"0001-01-01T00:00:00Z","state":"Pending","why":{"reason":"InProgress","message":"It is being worked on."}}`:                                                    &SlotStatus{},
 		`{"device":"d","device_name":"","connected":false,"wanted":3,"fetched_bytes":0,"size_bytes":0,"restarts":0,"state":"Refused","why":{"reason":"NoSpace","message":"812 MB are needed","remedy":"` + full.Remedy() + `"}}`: &DeviceStatus{Device: "d", Wanted: 3, Standing: Stand(Refused, full)},
 		`{"type":"Gateway","true":true,"why":{"reason":"NoSpace","message":"812 MB are needed","remedy":"` + full.Remedy() + `"},"since":"2026-11-25T12:00:00Z"}`:                                                                &holds,
 		`{"type":"Gateway","true":false,"why":{"reason":"NoSpace","message":"812 MB are needed","remedy":"` + full.Remedy() + `"},"since":"0001-01-01T00:00:00Z"}`:                                                               &fails,

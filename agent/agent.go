@@ -78,7 +78,8 @@ type agent struct {
 	config     config.Config
 	configured atelier.Condition
 	inSync     atelier.Condition
-	linkError  error
+	connected  atelier.Condition
+	up         string // the session whose connection stands, "" for none
 	welcomed   string // the session that the hub has welcomed, "" for none
 	revoked    *wire.Revoked
 }
@@ -149,6 +150,7 @@ func (a *agent) open() (err error) {
 		return err
 	}
 	a.configured = configured(nil).Following(a.configured, time.Now())
+	a.setConnected(atelier.Fails(atelier.ConditionConnected, atelier.Because(atelier.ReasonInProgress, "The connection is being made.")))
 	a.openLocal()
 	return a.openHub(signer)
 }
@@ -190,7 +192,8 @@ func (a *agent) run(ctx context.Context) error {
 	if !alone {
 		line.Go(func() { a.link.Run(linked) })
 	} else {
-		a.log.Error("the hub revoked this device; join again to connect", "reason", a.revoked.Reason)
+		a.setConnected(disconnected(a.revoked))
+		a.log.Error("the device does not connect", "why", a.connected.Why())
 	}
 
 	a.log.Info("agent runs", "version", a.opts.Version, "device", a.identity.Device, "name", a.identity.Name, "hub", a.identity.Hub)

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/link"
 	"github.com/atelier-edge/atelier/agent/report"
@@ -36,7 +38,7 @@ func (a *agent) openHub(signer trust.Signer) (err error) {
 		Facts: a.currentFacts, Clock: telemetry.ReadClock, Events: a, Log: a.log.With("part", "session"),
 	})
 	a.reporter = report.New(report.Options{
-		Snapshot: a.snapshot, Send: a.session.Report, Silent: a.session.HelloAgain, Times: report.DefaultTimes,
+		Snapshot: a.snapshot, Send: a.session.Report, Silent: a.silent, Times: report.DefaultTimes,
 	})
 	a.renewer = enrol.NewRenewer(enrol.RenewerOptions{Identity: a.identity, Renewed: a.renewed, Log: a.log.With("part", "enrol")})
 	a.sender = transfer.NewSender(transfer.SenderOptions{
@@ -67,14 +69,20 @@ func (c connection) Open() (link.Session, error) {
 
 // Up implements link.Handler.
 func (c connection) Up(session string) {
-	c.noteLink(nil)
+	c.mu.Lock()
+	c.up = session
+	c.mu.Unlock()
+	c.setConnected(unanswered("The connection stands, and the hub has not answered the device's hello yet."))
 	c.session.Up(session)
 }
 
 // Down implements link.Handler.
 func (c connection) Down(_ string, err error) {
 	c.session.Down()
-	c.noteLink(err)
+	c.mu.Lock()
+	c.up = ""
+	c.mu.Unlock()
+	c.setConnected(atelier.Fails(atelier.ConditionConnected, link.WhyOf(err)))
 	if link.Refused(err) {
 		c.renewer.Refused()
 	}
@@ -98,17 +106,41 @@ func (c connection) Content(frame []byte) {
 	}
 }
 
-func (a *agent) noteLink(err error) {
+// setConnected notes whether the hub talks with the device.
+func (a *agent) setConnected(c atelier.Condition) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.linkError = err
+	if a.revoked == nil || c.Why().Reason() == atelier.ReasonRevoked { // that is the last word
+		a.connected = c.Following(a.connected, time.Now())
+	}
+}
+
+// unanswered says that the broker has the device's connection, and the hub says nothing.
+func unanswered(message string) atelier.Condition {
+	return atelier.Fails(atelier.ConditionConnected, atelier.Because(atelier.ReasonHubSilent, message))
+}
+
+// disconnected says that the hub revoked the device.
+func disconnected(r *wire.Revoked) atelier.Condition {
+	return atelier.Fails(atelier.ConditionConnected, atelier.Because(atelier.ReasonRevoked,
+		fmt.Sprintf("The hub revoked this device at %s: %s", r.Time.UTC().Format(time.RFC3339), r.Reason)))
+}
+
+// silent is told by the reporter that the hub acknowledges nothing.
+func (a *agent) silent() {
+	a.setConnected(unanswered("The connection stands, and the hub acknowledges nothing that the device says."))
+	a.session.HelloAgain()
 }
 
 // Welcomed implements session.Events.
 func (a *agent) Welcomed(id string, w wire.Welcome) {
 	a.mu.Lock()
 	a.welcomed = id
+	stands := a.up == id
 	a.mu.Unlock()
+	if stands {
+		a.setConnected(atelier.Holds(atelier.ConditionConnected, atelier.Because(atelier.ReasonAsDesired, "The hub has welcomed the device.")))
+	}
 	a.reporter.Begin(id)
 	if err := a.telemetry.Connected(w.Telemetry); err != nil {
 		a.log.Warn("cannot note what telemetry the hub has", "error", err)
@@ -147,6 +179,7 @@ func (a *agent) Revoked(r wire.Revoked) {
 	a.mu.Lock()
 	a.revoked = &r
 	a.mu.Unlock()
+	a.setConnected(disconnected(&r))
 	a.cut()
 }
 

@@ -27,8 +27,6 @@ type Status struct {
 	Workspace     string                 `json:"workspace"`
 	WorkspaceName string                 `json:"workspace_name"`
 	Hub           string                 `json:"hub"`
-	Connected     bool                   `json:"connected"`
-	LinkError     string                 `json:"link_error,omitempty"`
 	Revoked       *wire.Revoked          `json:"revoked,omitempty"`
 	CertificateTo time.Time              `json:"certificate_until"`
 	Position      atelier.Position       `json:"position"`
@@ -101,13 +99,11 @@ func (a *agent) status() Status {
 	modules := a.runner.Status()
 	s := offline(a.identity)
 	s.Running, s.Version, s.Position, s.Gateway = true, a.opts.Version, a.store.Position(), a.gateway.Address()
-	s.Modules, s.Conditions = modules, a.conditions(modules)
+	reported := a.conditions(modules)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.Connected, s.Revoked = a.welcomed != "", a.revoked
-	if a.linkError != nil {
-		s.LinkError = a.linkError.Error()
-	}
+	s.Modules, s.Revoked = modules, a.revoked
+	s.Conditions = append([]atelier.Condition{a.connected}, reported...)
 	return s
 }
 
@@ -201,6 +197,14 @@ func readOffline(p Places) (Status, error) {
 		return Status{}, err
 	}
 	s.Position = store.Position()
-	s.Revoked, err = store.Revoked()
-	return s, err
+	if s.Revoked, err = store.Revoked(); err != nil {
+		return s, err
+	}
+	if s.Revoked != nil {
+		s.Conditions = append(s.Conditions, disconnected(s.Revoked))
+		return s, nil
+	}
+	s.Conditions = append(s.Conditions, atelier.Fails(atelier.ConditionConnected,
+		atelier.Because(atelier.ReasonAgentDown, "No agent runs with the state directory "+p.State+".")))
+	return s, nil
 }

@@ -222,7 +222,7 @@ func (s *Supervisor) set(good bool, why atelier.Why, moved bool) {
 	s.mu.Unlock()
 	if !same || moved {
 		if !good && !same {
-			s.opts.Log.Warn("the gateway does not serve", "reason", why.Reason(), "why", why.Message())
+			s.opts.Log.Warn("the gateway does not serve", "why", why)
 		}
 		s.opts.Changed()
 	}

@@ -58,6 +58,8 @@ func (c *conn) run(ctx context.Context) {
 		broker, others, err := c.broker(which)
 		if err == nil {
 			err = c.once(ctx, broker)
+		} else {
+			c.onDown("", err)
 		}
 		if ctx.Err() != nil {
 			return
@@ -73,7 +75,7 @@ func (c *conn) run(ctx context.Context) {
 			delay = c.opts.Backoff.Delay(failures / (1 + others))
 			which++
 		}
-		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "broker", broker, "error", err, "retry_in", delay.Round(time.Millisecond))
+		c.opts.Log.Warn("no connection to the hub", "channel", c.name, "why", WhyOf(err), "error", err, "retry_in", delay.Round(time.Millisecond))
 		select {
 		case <-c.opts.After(delay):
 		case <-c.hurry:
@@ -98,7 +100,11 @@ func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { c.onDown(session.ID, err) }()
+	made := false
+	defer func() {
+		err = &attemptError{broker, made, err}
+		c.onDown(session.ID, err)
+	}()
 	lost := make(chan error, 1)
 	client := mqtt.NewClient(c.options(ctx, broker, session, lost))
 	dropped := make(chan struct{})
@@ -117,6 +123,7 @@ func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
 	if sub, ok := subscribed.(*mqtt.SubscribeToken); ok && sub.Result()[c.topic] >= 0x80 {
 		return fmt.Errorf("subscribe to %s: %w", c.topic, errRefused)
 	}
+	made = true
 	c.set(client, dropped)
 	defer c.set(nil, nil)
 	c.opts.Log.Info("connected to the hub", "channel", c.name, "broker", broker.Host)

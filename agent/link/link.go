@@ -14,15 +14,11 @@ package link
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/wire"
@@ -38,7 +34,7 @@ type Handler interface {
 	Open() (Session, error)
 	// Up tells that the session's connection is there and subscribed.
 	Up(session string)
-	// Down tells that it is gone, or could not be made; err says why.
+	// Down tells that it is gone, or could not be made; WhyOf(err) says why.
 	Down(session string, err error)
 	// ContentUp tells that the content connection is there and subscribed.
 	ContentUp()
@@ -191,15 +187,4 @@ func (l *Link) Connected() bool { return l.control.connected() }
 func (l *Link) Reconnect() {
 	l.control.drop()
 	l.content.drop()
-}
-
-// Refused reports whether err, a reason why a connection ended or could not be
-// made, says that the hub refused the device's certificate: it may have run out
-// by the hub's clock.
-func Refused(err error) bool {
-	if err == nil {
-		return false
-	}
-	// crypto/tls exports no type for the alert that a peer sent.
-	return strings.Contains(err.Error(), "remote error: tls:") || errors.Is(err, packets.ErrorRefusedNotAuthorised)
 }

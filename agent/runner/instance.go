@@ -153,13 +153,13 @@ func (i *instance) serve(ctx context.Context) {
 		failures++
 		why, final := explain(err, failures)
 		if final {
-			log.Error("module cannot run here", "reason", why.Reason(), "error", err)
+			log.Error("module cannot run here", "why", why)
 			i.set(atelier.Refused, why)
 			<-ctx.Done()
 			return
 		}
 		pause := backoff(times.Retry, times.RetryMost, failures)
-		log.Warn("module failed", "reason", why.Reason(), "error", err, "retry_in", pause.Round(time.Millisecond))
+		log.Warn("module failed", "why", why, "retry_in", pause.Round(time.Millisecond))
 		i.set(atelier.BackOff, why)
 		if !sleep(ctx, pause) {
 			return

@@ -271,7 +271,7 @@ func (s *Session) desired(ctx context.Context, envelope, payload []byte) {
 	ack, changed := s.opts.State.Receive(envelope, payload)
 	switch {
 	case !ack.Saved:
-		s.opts.Log.Warn("refused a desired state", "reason", ack.Why.Reason(), "why", ack.Why.Message())
+		s.opts.Log.Warn("refused a desired state", "why", ack.Why)
 	case changed:
 		s.opts.Log.Info("saved a desired state", "epoch", ack.Position.Epoch, "generation", ack.Position.Generation)
 		s.opts.Events.Desired()

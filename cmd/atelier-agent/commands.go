@@ -127,21 +127,14 @@ func printStatus(w io.Writer, s agent.Status) {
 		agentLine = "runs, version " + s.Version
 	}
 	fmt.Fprintf(w, "Agent\t%s\n", agentLine)
-	switch {
-	case s.Revoked != nil:
-		fmt.Fprintf(w, "Connection\tnone: the hub revoked this device at %s\n", s.Revoked.Time.Format(time.RFC3339))
-	case s.Connected:
-		fmt.Fprintln(w, "Connection\tup")
-	case s.Running && s.LinkError != "":
-		fmt.Fprintf(w, "Connection\tdown: %s\n", s.LinkError)
-	case s.Running:
-		fmt.Fprintln(w, "Connection\tdown")
-	}
 	if s.Gateway != "" {
 		fmt.Fprintf(w, "Endpoints\thttp://%s\n", s.Gateway)
 	}
 	fmt.Fprintf(w, "Certificate\tuntil %s\n", s.CertificateTo.Format(time.RFC3339))
 	for _, c := range s.Conditions {
+		if c.Type() == atelier.ConditionConnected && c.True() {
+			fmt.Fprintln(w, "Connected\tyes")
+		}
 		if !c.True() {
 			fmt.Fprintf(w, "%s\tno: %s: %s\n", c.Type(), c.Why().Reason(), c.Why().Message())
 			if r := c.Why().Remedy(); r != "" {

@@ -58,11 +58,17 @@ func problemOf(ctx context.Context, err error) *Problem {
 		}
 	}
 	p = &Problem{Status: e.Code.HTTPStatus(), Code: e.Code, Detail: e.Message, Remedy: e.Remedy, Field: e.Field}
-	if e.Code == atelier.Internal {
+	request := slog.String("request", access.RequestFrom(ctx))
+	switch {
+	case e.Code == atelier.Internal:
 		logFrom(ctx).LogAttrs(ctx, slog.LevelError, "request failed",
-			slog.String("request", access.RequestFrom(ctx)), slog.Any("error", errors.Join(errors.New(e.Message), e.Err)))
+			request, slog.Any("error", errors.Join(errors.New(e.Message), e.Err)))
 		p.Detail = "the hub failed to answer this request"
 		p.Remedy = "Look for the request's id in the hub's log, and report it if the cause is not yours to mend."
+	case p.Status >= 500:
+		logFrom(ctx).LogAttrs(ctx, slog.LevelError, "request failed", request, slog.Any("error", e))
+	default:
+		logFrom(ctx).LogAttrs(ctx, slog.LevelInfo, "request refused", request, slog.Any("error", e))
 	}
 	return p.complete(ctx)
 }
