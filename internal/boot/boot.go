@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -215,9 +216,9 @@ func EndAll(ctx context.Context, dir string) error {
 	})
 }
 
-// processesOf lists the processes of programs named atelier-… whose arguments
-// name a path below dir.
-func processesOf(dir string) ([]int, error) {
+// processesOf lists the processes of programs named atelier-…, or as names say,
+// whose arguments name a path below dir.
+func processesOf(dir string, names ...string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -236,9 +237,24 @@ func processesOf(dir string) ([]int, error) {
 			return nil, err
 		}
 		program, args, _ := strings.Cut(string(cmdline), "\x00")
-		if strings.HasPrefix(filepath.Base(program), "atelier-") && strings.Contains(args, dir+"/") {
+		name := filepath.Base(program)
+		ours := strings.HasPrefix(name, "atelier-") && (len(names) == 0 || slices.Contains(names, name))
+		if ours && strings.Contains(args, dir+"/") {
 			pids = append(pids, pid)
 		}
 	}
 	return pids, nil
+}
+
+// Kill sends SIGKILL to every Atelier program that was started with a path below
+// dir among its arguments, or to those of the given names only, and returns how
+// many it found: call it until it finds none.
+func Kill(dir string, names ...string) (found int, err error) {
+	pids, err := processesOf(dir, names...)
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return len(pids), err
+		}
+	}
+	return len(pids), err
 }
