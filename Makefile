@@ -13,7 +13,7 @@ PKG      ?= ./...
 TEST_TIMEOUT ?= 20m
 
 .DEFAULT_GOAL := help
-.PHONY: help build runtime model demo demo-stop test-tools test bench fuzz lint clean
+.PHONY: help build runtime model demo demo-stop test-tools test bench fuzz crash lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ bench: build runtime model ## run the benchmarks (BENCH=name one of them)
 
 fuzz: ## run every fuzz test for a while each (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)
+
+crash: runtime ## cut the power under hub and agent, and kill them, at 200 points each, as root (SEEDS=200; SIDE=hub HOW=cut SEED=7 one again)
+	go test ./internal/e2e/crash -v -count 1 -timeout 6h -parallel $(or $(AT_ONCE),4) \
+		-args -seeds $(or $(SEEDS),200) -seed $(or $(SEED),0) -side '$(SIDE)' -how '$(HOW)'
 
 lint: ## check formatting and style
 	@scripts/lint $(CACHE)
