@@ -93,12 +93,12 @@ func (c *conduct) note(device, what string, now time.Time) (tell int) {
 }
 
 // why returns what is to be said of the device's behaviour, if anything.
-func (c *conduct) why(device string, now time.Time) (atelier.Why, bool) {
+func (c *conduct) why(device string, now time.Time) (_ atelier.Why, found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := c.devices[device]
 	if b == nil || b.bad.IsZero() || now.Sub(b.bad) > conductShown {
-		return atelier.Why{}, false
+		return
 	}
 	return atelier.Because(atelier.ReasonMisbehaves, fmt.Sprintf(
 		"The hub ignores much of what the device sends, the last time %s ago: %s.", ago(now, b.bad), b.last)), true
