@@ -103,7 +103,7 @@ func TestStrangersGiveWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const room, strangers = 530, 560
+	const room, strangers = 100, 300
 	bus, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: pki.Server(), MaxConnections: room})
 	if err != nil {
 		t.Fatal(err)

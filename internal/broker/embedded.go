@@ -25,6 +25,7 @@ const (
 	inflight         = 64                     // QoS 1 and 2 exchanges of one connection
 	connectTimeout   = 15 * time.Second       // for the TLS handshake and CONNECT
 	maxPending       = 512                    // connections that are at that
+	evictTime        = 250 * time.Millisecond // until one of those has given way
 	writeTimeout     = 30 * time.Second       // for one packet to a stalled reader
 	maxKeepAlive     = 10 * time.Minute
 	linger           = 100 * time.Millisecond // before a connection is cut
@@ -181,9 +182,7 @@ func (e *Embedded) accept(ctx context.Context) error {
 // is gives way: strangers who open connections and say nothing take room from one
 // another, not from devices, which need a moment only.
 func (e *Embedded) admit(raw net.Conn) (*conn, bool) {
-	select {
-	case e.slots <- struct{}{}:
-	default:
+	if !e.makeRoom() {
 		e.count.refused.Add(1)
 		_ = raw.Close()
 		return nil, false
@@ -197,9 +196,7 @@ func (e *Embedded) admit(raw net.Conn) (*conn, bool) {
 		return nil, false
 	}
 	if len(e.pending) >= maxPending {
-		e.count.refused.Add(1)
-		_ = e.pending[0].Close()
-		e.pending = slices.Delete(e.pending, 0, 1)
+		e.evict()
 	}
 	e.pending = append(e.pending, c)
 	e.conns[c] = struct{}{}
