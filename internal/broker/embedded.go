@@ -178,6 +178,42 @@ func (e *Embedded) accept(ctx context.Context) error {
 	}
 }
 
+// makeRoom takes a slot for a connection. Where there is none, the oldest one that
+// has not connected as a device gives way; false where all have.
+func (e *Embedded) makeRoom() bool {
+	select {
+	case e.slots <- struct{}{}:
+		return true
+	default:
+	}
+	e.mu.Lock()
+	evicted := e.evict()
+	e.mu.Unlock()
+	if !evicted {
+		return false
+	}
+	late := time.NewTimer(evictTime)
+	defer late.Stop()
+	select {
+	case e.slots <- struct{}{}:
+		return true
+	case <-late.C:
+		return false
+	}
+}
+
+// evict ends the oldest connection that has not connected as a device, and
+// reports whether there was one. e.mu is held.
+func (e *Embedded) evict() bool {
+	if len(e.pending) == 0 {
+		return false
+	}
+	e.count.refused.Add(1)
+	_ = e.pending[0].Close()
+	e.pending = slices.Delete(e.pending, 0, 1)
+	return true
+}
+
 // admit makes room for a connection, or closes it. Whoever is slow to say who it
 // is gives way: strangers who open connections and say nothing take room from one
 // another, not from devices, which need a moment only.
