@@ -61,7 +61,7 @@ func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) 
 		if in.Shape == nil {
 			in.Shape = []int64{}
 		}
-		if err := checkShape(in.Shape, spec, field+".shape"); err != nil {
+		if err := checkShape(in.Shape, spec, field+".shape", field+".shape"); err != nil {
 			return nil, nil, err
 		}
 		if tensors[at], tail, err = decodeInput(in, tail, field); err != nil {

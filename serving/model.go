@@ -108,10 +108,11 @@ func names(specs []atelier.TensorSpec) string {
 	return strings.Join(words, ", ")
 }
 
-// checkShape checks the shape of a tensor that came against what the model takes.
-func checkShape(shape []int64, spec *atelier.TensorSpec, field string) error {
+// checkShape checks the shape of a tensor that came against what the model takes;
+// what names it to people.
+func checkShape(shape []int64, spec *atelier.TensorSpec, what, field string) error {
 	bad := func(why string) error {
-		return atelier.Errorf(atelier.Invalid, "%s is %v for input %q, %v was expected (-1 stands for any size): %s", field, shape, spec.Name, spec.Shape, why).
+		return atelier.Errorf(atelier.Invalid, "%s is %v for input %q, %v was expected (-1 stands for any size): %s", what, shape, spec.Name, spec.Shape, why).
 			WithField(field)
 	}
 	if len(shape) != len(spec.Shape) {

@@ -40,7 +40,7 @@ func (m *Model) score(ctx context.Context, body []byte) ([]byte, error) {
 		if tensors[at], err = parseData(raw, Datatype(s.Inputs[at].Type), nil, field); err != nil {
 			return err
 		}
-		return checkShape(tensors[at].Shape, &s.Inputs[at], "the shape of "+field)
+		return checkShape(tensors[at].Shape, &s.Inputs[at], "the shape of "+field, field)
 	}
 	if req.Data != nil {
 		if err := read(0, req.Data, "data"); err != nil {

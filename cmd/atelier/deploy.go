@@ -246,7 +246,11 @@ func (a *app) deploymentCommand() *cobra.Command {
 				atelier.Deployment
 				DeviceStatuses []atelier.DeviceStatus `json:"device_statuses"`
 			}{d, statuses}
-			return a.print(both, func() table { return statusesTable(statuses) })
+			return a.print(both, func() table {
+				t := statusesTable(statuses)
+				t.about = aboutDeployment(d)
+				return t
+			})
 		},
 	}
 	remove := a.inWorkspace("delete NAME", "Take a deployment off its devices", "Deleted deployment %s; its devices stop serving it.", (*client.Client).DeleteDeployment)
@@ -262,6 +266,17 @@ func deploymentsTable(all []atelier.Deployment) table {
 		t.note = "There is no deployment yet; see 'atelier deploy --help'."
 	}
 	return t
+}
+
+func aboutDeployment(d atelier.Deployment) [][]string {
+	about := [][]string{
+		{"Deployment:", d.Name}, {"Model:", fmt.Sprintf("%s:%d", d.Model, d.Version)}, {"Endpoint:", "/" + d.Endpoint},
+		{"Devices:", selected(d.Selector)}, {"Target:", firstOf(d.Target, "the device's own")},
+	}
+	if d.Limits.Memory > 0 {
+		about = append(about, []string{"Memory:", bytesOf(d.Limits.Memory)})
+	}
+	return append(about, []string{"Updated:", ago(d.Updated)})
 }
 
 func selected(s atelier.Selector) string {

@@ -48,7 +48,7 @@ func (a *app) deviceToken() *cobra.Command {
 				Fingerprint string `json:"fingerprint"`
 				Command     string `json:"command"`
 			}{token, cl.Hub(), info.Fingerprint, command}
-			a.say("The token works %d times until %s and is shown once. On the device, run:", token.Uses, token.Expires.Local().Format("2006-01-02 15:04"))
+			a.say("The token lets %s join until %s and is shown once. On the device, run:", count(token.Uses, "device", "devices"), token.Expires.Local().Format("2006-01-02 15:04"))
 			return a.print(out, func() table { return table{rows: [][]string{{command}}} })
 		},
 	}

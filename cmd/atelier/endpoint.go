@@ -109,6 +109,9 @@ func endpointsTable(all ...client.Endpoint) table {
 			t.add(e.Name, "no device")
 		}
 	}
+	if len(all) == 0 {
+		t.note = "There is no endpoint yet; 'atelier deploy' makes them."
+	}
 	return t
 }
 

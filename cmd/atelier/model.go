@@ -236,11 +236,22 @@ func versionTable(v atelier.Version) table {
 		t.add("Archived:", "yes")
 	}
 	for _, variant := range v.Variants {
-		t.add("Variant:", fmt.Sprintf("%s, %s, %d files", variant.Kind, variant.Entry, len(variant.Files)))
+		t.add("Variant:", fmt.Sprintf("%s, %s, %s", variant.Kind, variant.Entry, count(len(variant.Files), "file", "files")))
 		if variant.Signature != nil {
 			t.add("Inputs:", tensors(variant.Signature.Inputs))
 			t.add("Outputs:", tensors(variant.Signature.Outputs))
 		}
+	}
+	return t
+}
+
+func modelTable(m atelier.Model) table {
+	t := table{rows: [][]string{{"Model:", m.Name}, {"Framework:", m.Framework}}}
+	if m.Description != "" {
+		t.add("Description:", m.Description)
+	}
+	if len(m.Tags) > 0 {
+		t.add("Tags:", labelsOf(m.Tags))
 	}
 	return t
 }
@@ -303,13 +314,11 @@ func (a *app) modelShow() *cobra.Command {
 				Versions []atelier.Version `json:"versions"`
 			}{m, versions}
 			return a.print(both, func() table {
-				t := table{head: []string{"VERSION", "DIGEST", "SIZE", "TAGS", "DESCRIPTION", "CREATED", ""}}
+				t := modelTable(m)
+				t.about, t.rows = t.rows, nil
+				t.head = []string{"VERSION", "DIGEST", "SIZE", "TAGS", "DESCRIPTION", "CREATED", "ARCHIVED"}
 				for _, v := range versions {
-					archived := ""
-					if v.Archived {
-						archived = "archived"
-					}
-					t.add(fmt.Sprintf("%s:%d", m.Name, v.Number), v.Digest.Short(), bytesOf(v.Size), labelsOf(v.Tags), v.Description, ago(v.Created), archived)
+					t.add(fmt.Sprintf("%s:%d", m.Name, v.Number), v.Digest.Short(), bytesOf(v.Size), labelsOf(v.Tags), v.Description, ago(v.Created), yesNo(v.Archived))
 				}
 				return t
 			})
@@ -438,9 +447,7 @@ func (a *app) modelTag() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(m, func() table {
-					return table{rows: [][]string{{"Model:", m.Name}, {"Tags:", labelsOf(m.Tags)}, {"Description:", m.Description}}}
-				})
+				return a.print(m, func() table { return modelTable(m) })
 			}
 			v, err := cl.Version(cmd.Context(), ws, model, number)
 			if err != nil {

@@ -15,9 +15,10 @@ import (
 
 // table is what people read.
 type table struct {
-	head []string
-	rows [][]string
-	note string // a line below, such as what to do next where there is nothing
+	about [][]string // what the rows below belong to, line by line
+	head  []string
+	rows  [][]string
+	note  string // a line below, such as what to do next where there is nothing
 }
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
@@ -65,28 +66,45 @@ func blockStyle(n *yaml.Node) {
 }
 
 func (t table) write(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var b strings.Builder
+	if len(t.about) > 0 {
+		align(&b, t.about)
+		if len(t.rows) > 0 || t.note != "" {
+			b.WriteByte('\n')
+		}
+	}
 	rows := t.rows
 	if len(t.head) > 0 && len(t.rows) > 0 {
 		rows = append([][]string{t.head}, t.rows...)
 	}
+	align(&b, rows)
+	if t.note != "" {
+		b.WriteString(t.note + "\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// align writes rows in columns, without spaces at the ends of lines.
+func align(b *strings.Builder, rows [][]string) {
+	var aligned strings.Builder
+	tw := tabwriter.NewWriter(&aligned, 0, 0, 2, ' ', 0)
+	columns := 0
 	for _, r := range rows {
-		cells := make([]string, len(r))
+		columns = max(columns, len(r))
+	}
+	for _, r := range rows {
+		// A row with fewer cells than others would end their columns.
+		cells := make([]string, columns)
 		for i, c := range r {
 			cells[i] = printable(c)
 		}
-		if _, err := fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t")); err != nil {
-			return err
-		}
+		_, _ = fmt.Fprintln(tw, strings.Join(cells, "\t")) // to memory
 	}
-	if err := tw.Flush(); err != nil {
-		return err
+	_ = tw.Flush()
+	for line := range strings.Lines(aligned.String()) {
+		b.WriteString(strings.TrimRight(line, " \n") + "\n")
 	}
-	if t.note != "" {
-		_, err := fmt.Fprintln(w, t.note)
-		return err
-	}
-	return nil
 }
 
 // printable keeps what devices and strangers chose from steering the terminal.
@@ -143,6 +161,14 @@ func bytesOf(n int64) string {
 		return fmt.Sprintf("%d B", n)
 	}
 	return fmt.Sprintf("%.1f %s", f, units[u])
+}
+
+// count writes "1 file" and "2 files".
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func labelsOf(labels map[string]string) string {

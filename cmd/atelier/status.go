@@ -133,6 +133,9 @@ func (a *app) eventsCommand() *cobra.Command {
 					for _, e := range all {
 						t.add(eventCells(e)...)
 					}
+					if len(all) == 0 {
+						t.note = "Nothing of this kind happened in the workspace yet."
+					}
 					return t
 				})
 			}
@@ -192,6 +195,9 @@ func (a *app) auditCommand() *cobra.Command {
 				t := table{head: []string{"TIME", "WHO", "VERB", "ON", "ALLOWED", "WHY"}}
 				for _, e := range all {
 					t.add(e.Time.Local().Format("2006-01-02 15:04:05"), e.Actor, e.Verb, firstOf(e.Object, e.Kind), yesNo(e.Allowed), e.Why)
+				}
+				if len(all) == 0 {
+					t.note = "Nobody did anything in the workspace yet."
 				}
 				return t
 			})

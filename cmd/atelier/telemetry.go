@@ -116,7 +116,7 @@ func queryTable(q client.Query) (table, error) {
 		}
 	}
 	if len(t.rows) == 0 {
-		t.note = "Nothing matches; 'atelier telemetry metrics' lists what there is."
+		t.note = "Nothing matches (yet: devices report every 15 seconds); 'atelier telemetry metrics' lists what there is."
 	}
 	return t, nil
 }

@@ -274,7 +274,7 @@ func findVersion(tx store.Tx, workspace, model, version string) (atelier.Version
 	}
 	if err == nil && v.Archived {
 		return v, atelier.Errorf(atelier.Conflict, "version %d of %q is archived", number, m.Name).WithField("version").
-			WithRemedy("Choose another version, or bring this one back from the archive.")
+			WithRemedy("Choose another version, or bring this one back with 'atelier model unarchive %s:%d'.", m.Name, number)
 	}
 	return v, err
 }

@@ -131,10 +131,10 @@ func entryOf(v atelier.Variant) (atelier.File, error) {
 		return atelier.File{}, atelier.Errorf(atelier.Invalid, "the entry %.120q is none of the files", v.Entry).WithField("entry")
 	case len(fit) == 0:
 		return atelier.File{}, atelier.Errorf(atelier.Invalid, "none of the %d files ends in .onnx", len(v.Files)).
-			WithField("entry").WithRemedy("Name the model's file as the entry.")
+			WithField("entry").WithRemedy("Name the model's file as the entry, with --entry FILE on the command line.")
 	}
 	return atelier.File{}, atelier.Errorf(atelier.Invalid, "%d files end in .onnx, such as %q and %q", len(fit), fit[0].Path, fit[1].Path).
-		WithField("entry").WithRemedy("Name the one that is the model as the entry.")
+		WithField("entry").WithRemedy("Name the one that is the model as the entry, with --entry FILE on the command line.")
 }
 
 // Version returns a version by its number, its id or Latest.

@@ -127,7 +127,7 @@ func Open(cfg Config) (*Store, error) {
 	opts.MinBlockDuration = cfg.Block.Milliseconds()
 	opts.MaxBlockDuration = max(opts.MinBlockDuration, cfg.Retention.Milliseconds()/10)
 	opts.WALCompression = compression.Snappy
-	db, err := tsdb.Open(s.tsdbDir(), cfg.Log, cfg.Metrics, opts, nil)
+	db, err := tsdb.Open(s.tsdbDir(), slog.New(warnings{cfg.Log.Handler()}), cfg.Metrics, opts, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open the telemetry store in %s: %w", cfg.Dir, err)
 	}
@@ -252,3 +252,17 @@ func (s *Store) device(id string) *device {
 	}
 	return d
 }
+
+// warnings lets through what the TSDB has to complain of, and not the many
+// lines in which it tells how it starts and compacts.
+type warnings struct{ slog.Handler }
+
+func (w warnings) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && w.Handler.Enabled(ctx, l)
+}
+
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return warnings{w.Handler.WithAttrs(attrs)}
+}
+
+func (w warnings) WithGroup(name string) slog.Handler { return warnings{w.Handler.WithGroup(name)} }

@@ -266,9 +266,9 @@ func notFound(kind, ref string) error {
 
 func taken(r store.Resource) error {
 	if r.Name == "" {
-		return atelier.Errorf(atelier.Exists, "there is a %s with the id %s already", r.Kind, r.ID)
+		return atelier.Errorf(atelier.Exists, "the id %s is taken by another %s", r.ID, r.Kind)
 	}
-	return atelier.Errorf(atelier.Exists, "there is a %s %.80q already", r.Kind, r.Name).
+	return atelier.Errorf(atelier.Exists, "the name %.80q is taken by another %s", r.Name, r.Kind).
 		WithField("name").WithRemedy("Choose another name, or change the one that is there.")
 }
 
