@@ -218,7 +218,7 @@ func TestRefusals(t *testing.T) {
 		"score: both":      {"/score", `{"inputs":{},"data":[]}`, 400, "data", "both"},
 		"score: data":      {"/score", `{"data":[1]}`, 400, "data", "2 inputs"},
 		"score: name":      {"/score", `{"inputs":{"x":[1]}}`, 400, "inputs", `"in0"`},
-		"score: shape":     {"/score", `{"inputs":{"in0":[1,2],"in1":[1]}}`, 400, "the shape of inputs.in0", "was expected"},
+		"score: shape":     {"/score", `{"inputs":{"in0":[1,2],"in1":[1]}}`, 400, "inputs.in0", "was expected"},
 		"score: missing":   {"/score", `{"inputs":{"in0":[[1,2]]}}`, 400, "inputs", `"in1" is missing`},
 	} {
 		code, answer, w := ask(h, "POST", c.path, c.body)

@@ -48,7 +48,8 @@ type AccessToken struct {
 // Tokens are the access tokens. They belong to the hub, also those that are bound
 // to a workspace.
 var Tokens = store.Collection[AccessToken]{
-	Kind: "access-token", Meta: func(v *AccessToken) *atelier.Meta { return &v.Meta }, Quiet: true,
+	Kind: "access-token", Missing: "See 'atelier token list' for those that there are.",
+	Meta: func(v *AccessToken) *atelier.Meta { return &v.Meta }, Quiet: true,
 	Refs: func(v *AccessToken) []store.Ref { return []store.Ref{{Rel: relSecret, To: v.Hash}} },
 }
 

@@ -59,13 +59,15 @@ var (
 		},
 	}
 	JoinTokens = store.Collection[atelier.JoinToken]{
-		Kind: "join-token", Meta: func(v *atelier.JoinToken) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Kind: "join-token", Missing: "See 'atelier device token list' for those that there are.",
+		Meta: func(v *atelier.JoinToken) *atelier.Meta { return &v.Meta }, Quiet: true,
 		Refs: func(v *atelier.JoinToken) []store.Ref {
 			return []store.Ref{{Rel: RelSecret, To: v.Hash}}
 		},
 	}
 	Devices = store.Collection[atelier.Device]{
-		Kind: "device", Meta: func(v *atelier.Device) *atelier.Meta { return &v.Meta },
+		Kind: "device", Missing: "See 'atelier device list' for those that there are.",
+		Meta: func(v *atelier.Device) *atelier.Meta { return &v.Meta },
 		Refs: func(v *atelier.Device) []store.Ref {
 			return []store.Ref{{Rel: RelKey, To: v.Fingerprint}}
 		},
@@ -83,13 +85,15 @@ var (
 		},
 	}
 	Deployments = store.Collection[atelier.Deployment]{
-		Kind: "deployment", Meta: func(v *atelier.Deployment) *atelier.Meta { return &v.Meta },
+		Kind: "deployment", Missing: "See 'atelier deployment list' for those that there are.",
+		Meta: func(v *atelier.Deployment) *atelier.Meta { return &v.Meta },
 		Refs: func(v *atelier.Deployment) []store.Ref {
 			return []store.Ref{{Rel: RelVersion, To: v.VersionID}}
 		},
 	}
 	Endpoints = store.Collection[atelier.Endpoint]{
-		Kind: "endpoint", Meta: func(v *atelier.Endpoint) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Kind: "endpoint", Missing: "See 'atelier endpoint list' for those that there are.",
+		Meta: func(v *atelier.Endpoint) *atelier.Meta { return &v.Meta }, Quiet: true,
 		Refs: func(v *atelier.Endpoint) []store.Ref {
 			return []store.Ref{{Rel: RelDeployment, To: v.Deployment}}
 		},

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -16,6 +17,8 @@ type Collection[T any] struct {
 	Refs func(*T) []Ref
 	// Quiet leaves the document out of events.
 	Quiet bool
+	// Missing tells people where to look when Resolve does not find what they named.
+	Missing string
 }
 
 // Get returns the resource with the id.
@@ -33,10 +36,16 @@ func (c Collection[T]) Find(tx Tx, workspace, parent, name string) (T, error) {
 // Resolve returns the resource that ref names: an id where it has the form of
 // one, a name otherwise.
 func (c Collection[T]) Resolve(tx Tx, workspace, parent, ref string) (T, error) {
+	find := func() (T, error) { return c.Find(tx, workspace, parent, ref) }
 	if atelier.IsID(ref) {
-		return c.Get(tx, workspace, ref)
+		find = func() (T, error) { return c.Get(tx, workspace, ref) }
 	}
-	return c.Find(tx, workspace, parent, ref)
+	v, err := find()
+	var missing *atelier.Error
+	if errors.As(err, &missing) && missing.Code == atelier.NotFound && c.Missing != "" {
+		err = missing.WithRemedy("%s", c.Missing)
+	}
+	return v, err
 }
 
 // List returns a page; q.Kind is set by the collection.
