@@ -75,7 +75,7 @@ func (r *Registry) DeleteModel(ctx context.Context, workspace, ref string, revis
 			if err := checkUnused(tx, v); err != nil {
 				return err
 			}
-			return catalog.Versions.Delete(tx, workspace, v.ID, 0)
+			return deleteVersion(tx, workspace, v)
 		})
 		if err != nil {
 			return err

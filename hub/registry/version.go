@@ -204,11 +204,40 @@ func (r *Registry) DeleteVersion(ctx context.Context, workspace, model, ref stri
 		if err := checkUnused(tx, v); err != nil {
 			return err
 		}
-		if err := catalog.Versions.Delete(tx, workspace, v.ID, v.Revision); err != nil {
+		if err := deleteVersion(tx, workspace, v); err != nil {
 			return err
 		}
 		return updateLatest(tx, workspace, m, nil)
 	})
+}
+
+// deleteVersion removes a version, and with it the workspace's claims on content
+// that nothing else of it names: its space is free as soon as Collect has been
+// there twice. Content that was sent again since waits for a version of its own.
+func deleteVersion(tx store.Tx, workspace string, v atelier.Version) error {
+	if err := catalog.Versions.Delete(tx, workspace, v.ID, v.Revision); err != nil {
+		return err
+	}
+	for _, variant := range v.Variants {
+		for _, file := range variant.Files {
+			b, err := catalog.Blobs.Find(tx, workspace, "", string(file.Digest))
+			if atelier.CodeOf(err) == atelier.NotFound { // two files of the same content
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if named, err := namedBy(tx, workspace, b); err != nil {
+				return err
+			} else if named || b.Updated.After(v.Created) {
+				continue
+			}
+			if err := catalog.Blobs.Delete(tx, workspace, b.ID, b.Revision); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // updateLatest sets a model's newest version that is not archived, as it is once

@@ -3,6 +3,7 @@ package registry
 import (
 	"strings"
 	"testing"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/catalog"
@@ -130,4 +131,37 @@ func TestStale(t *testing.T) {
 	if err := f.DeleteVersion(ctx, f.ws, "m", "1", changed.Revision); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestDeleteFreesContent lets go of a deleted version's content at once, but not
+// of what another version is made of, nor of what was sent again for a new one.
+func TestDeleteFreesContent(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	ctx := t.Context()
+	weights := make([]byte, 100)
+	first := []atelier.File{f.file(f.ws, "m.onnx", model(1, "weights.bin", 100)), f.file(f.ws, "weights.bin", weights), f.file(f.ws, "copy.bin", weights)}
+	second := []atelier.File{f.file(f.ws, "m.onnx", model(2, "weights.bin", 100)), first[1]}
+	f.register(f.ws, "m", first...)
+	f.register(f.ws, "m", second...)
+	holds := func(want bool, files ...atelier.File) {
+		t.Helper()
+		for _, file := range files {
+			if _, err := f.Blob(ctx, f.ws, file.Digest); (err == nil) != want {
+				t.Errorf("%s is held: %v (%v)", file.Path, !want, err)
+			}
+		}
+	}
+	if err := f.DeleteVersion(ctx, f.ws, "m", "1", 0); err != nil {
+		t.Fatal(err)
+	}
+	holds(false, first[0])
+	holds(true, second...)
+	f.pass(time.Second)
+	f.upload(f.ws, weights) // of a version that is about to be registered
+	if err := f.DeleteModel(ctx, f.ws, "m", 0); err != nil {
+		t.Fatal(err)
+	}
+	holds(false, second[0])
+	holds(true, second[1])
 }
