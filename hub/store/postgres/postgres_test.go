@@ -38,11 +38,17 @@ func TestTwoProcesses(t *testing.T) {
 
 func TestOpenSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	_, err := postgres.Open(t.Context(), "postgres://user:hunter2@host:port/db")
+	s, err := postgres.Open(t.Context(), "postgres://user:hunter2@host:port/db")
+	if s != nil {
+		t.Errorf("a malformed address: a store came with the error: %T", s)
+	}
 	if atelier.CodeOf(err) != atelier.Invalid || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a malformed address: %v", err)
 	}
-	_, err = postgres.Open(t.Context(), "postgres:///db?user=u&password=hunter2&host="+t.TempDir())
+	s, err = postgres.Open(t.Context(), "postgres:///db?user=u&password=hunter2&host="+t.TempDir())
+	if s != nil {
+		t.Errorf("a server that is not there: a store came with the error: %T", s)
+	}
 	if atelier.CodeOf(err) != atelier.Unavailable || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a server that is not there: %v", err)
 	}

@@ -68,9 +68,10 @@ type Store struct {
 	watchers map[chan struct{}]struct{}
 }
 
-// Open migrates the engine's database and returns the store over it. The store
-// owns both pools from then on, and closes them also where Open fails.
-func Open(ctx context.Context, e Engine) (*Store, error) {
+// Open migrates the engine's database and returns the store over it, a *Store.
+// The store owns both pools from then on, and closes them also where Open fails;
+// then it returns nil, which a nil *Store in the interface would not be.
+func Open(ctx context.Context, e Engine) (store.Store, error) {
 	if e.Now == nil {
 		e.Now = time.Now
 	}
