@@ -140,7 +140,7 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.StringVar(&c.store, "store", "", "`URL` of a PostgreSQL database for the metadata, postgres://…; SQLite in the data directory where empty")
 	flags.StringVar(&c.broker, "mqtt-broker", "", "`URL` of an MQTT broker to use in place of the embedded one, ssl://HOST:PORT; see docs/brokers.md")
 	flags.StringVar(&c.brokerOut, "out", "broker-files", "`directory` that broker-files writes to")
-	flags.DurationVar(&c.retention, "retention", 30*24*time.Hour, "how long telemetry is kept")
+	flags.DurationVar(&c.retention, "retention", 15*24*time.Hour, "how long telemetry is kept")
 	flags.DurationVar(&c.lateness, "lateness", 7*24*time.Hour, "how late telemetry may come from devices that were away")
 	flags.DurationVar(&c.block, "telemetry-block", 2*time.Hour, "how much time of telemetry is held in memory before it goes into a block on disk; shorter takes less memory")
 	flags.DurationVar(&c.keepEvents, "keep-events", 30*24*time.Hour, "how long events are kept; a watch resumes from what is left")

@@ -219,6 +219,35 @@ func TestIssueDeviceTakesOnlyTheKey(t *testing.T) {
 	}
 }
 
+// A device renews at two thirds of what its certificate says: however shortly it
+// lives, that must lie ahead when it is issued.
+func TestShortCertificatesAreNotDueAtOnce(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	key, err := trust.NewDeviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := trust.NewCSR(key, device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, life := range []time.Duration{time.Minute, 30 * time.Minute, 2 * time.Hour, DefaultDeviceLife} {
+		a := open(t, Options{Dir: t.TempDir(), Now: c.Now, DeviceLife: life})
+		got, err := a.IssueDevice(device, csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, until := got.Info.NotBefore, got.Info.NotAfter
+		if due := from.Add(until.Sub(from) / 3 * 2); due.Sub(c.Now()) < life/2 {
+			t.Errorf("a life of %s: due %s after it was issued", life, due.Sub(c.Now()))
+		}
+		if !from.Before(c.Now()) {
+			t.Errorf("a life of %s: it begins at %s, not before now", life, from)
+		}
+	}
+}
+
 // issue gives device a certificate with its key.
 func issue(t testing.TB, a *Authority, device string) tls.Certificate {
 	t.Helper()

@@ -117,8 +117,9 @@ func (a *Authority) IssueDevice(device string, csr []byte) (Certificate, error) 
 		return Certificate{}, err
 	}
 	cert, err := a.issue(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: device},
-		NotBefore:   a.now().Add(-skew),
+		Subject: pkix.Name{CommonName: device},
+		// Where it lives shortly, two thirds of its life must not be over as it begins.
+		NotBefore:   a.now().Add(-min(skew, a.deviceLife/10)),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, a.deviceLife, request.PublicKey)
 	if err != nil {
