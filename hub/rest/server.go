@@ -33,8 +33,8 @@ type Config struct {
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
-	Log       *slog.Logger
-	Now       func() time.Time // nil for time.Now
+	Log     *slog.Logger
+	Now     func() time.Time // nil for time.Now
 	// Heartbeat is the time between signs of life on a watch; 0 for 15 seconds.
 	Heartbeat time.Duration
 }
