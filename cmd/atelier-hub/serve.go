@@ -131,11 +131,7 @@ func addressTaken(flag, address string, err error) error {
 
 // greet tells how to log in, once: at the first start.
 func greet(ctx context.Context, c config, b *base, web net.Addr) error {
-	secret, made, err := b.access.Bootstrap(ctx)
-	if err != nil || !made {
-		return err
-	}
-	return printLogin(c, b, web, secret)
+	return b.access.Bootstrap(ctx, func(secret string) error { return printLogin(c, b, web, secret) })
 }
 
 func printLogin(c config, b *base, web net.Addr, secret string) error {

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"strings"
+	"sync"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -130,14 +131,17 @@ func (a *Authority) RevokeToken(ctx context.Context, ref string, revision int64)
 	})
 }
 
-// Bootstrap makes an admin token and returns its secret where there is no admin
-// token that is good for the whole hub: at the first start, and for whoever holds
-// the hub's machine when the last one was revoked or has expired.
-func (a *Authority) Bootstrap(ctx context.Context) (secret string, made bool, err error) {
+// Bootstrap makes an admin token where there is none that is good for the whole
+// hub: at the first start, and for whoever holds the hub's machine when the last
+// one was revoked or has expired. It hands the secret to show before it stores the token,
+// and stores none where show fails: a hub that is cut off in between shows
+// another one when it starts again, where one that was stored and never shown would
+// lock everybody out.
+func (a *Authority) Bootstrap(ctx context.Context, show func(secret string) error) error {
 	ctx = WithPrincipal(ctx, Principal{Kind: System})
 	secret, hash := newSecret()
-	err = a.store.Update(ctx, By(ctx), func(tx store.Tx) error {
-		made = false
+	show = once(show)
+	return a.store.Update(ctx, By(ctx), func(tx store.Tx) error {
 		names := map[string]bool{}
 		usable := false
 		err := Tokens.Each(tx, store.Query{}, func(t AccessToken) error {
@@ -148,19 +152,28 @@ func (a *Authority) Bootstrap(ctx context.Context) (secret string, made bool, er
 		if err != nil || usable {
 			return err
 		}
+		if err := show(secret); err != nil {
+			return err
+		}
 		id := atelier.NewID()
 		name := "admin"
 		if names[name] {
 			name += "-" + id[len(id)-8:]
 		}
 		_, err = Tokens.Insert(tx, "", "", AccessToken{Meta: atelier.Meta{ID: id, Name: name}, Role: Admin, Hash: hash})
-		made = err == nil
 		return err
 	})
-	if err != nil || !made {
-		return "", false, err
+}
+
+// once returns a function that calls show the first time only: a transaction may
+// be tried again.
+func once(show func(string) error) func(string) error {
+	var first sync.Once
+	var err error
+	return func(secret string) error {
+		first.Do(func() { err = show(secret) })
+		return err
 	}
-	return secret, true, nil
 }
 
 // Authenticate returns whose access token secret is. Unauthenticated where it is

@@ -3,6 +3,7 @@ package access_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -188,14 +189,14 @@ func TestBootstrap(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			secret, made, err := a.Bootstrap(t.Context())
-			if err != nil || made != (secret != "") {
-				t.Errorf("Bootstrap = %q, %v, %v", secret, made, err)
-			}
-			if made {
+			err := a.Bootstrap(t.Context(), func(secret string) error {
 				mu.Lock()
+				defer mu.Unlock()
 				secrets = append(secrets, secret)
-				mu.Unlock()
+				return nil
+			})
+			if err != nil {
+				t.Errorf("Bootstrap: %v", err)
 			}
 		})
 	}
@@ -220,16 +221,48 @@ func TestBootstrap(t *testing.T) {
 	if _, _, err := a.CreateToken(t.Context(), access.AccessToken{Meta: atelier.Meta{Name: "admin"}, Role: access.Admin, Expires: &soon}); err != nil {
 		t.Fatal(err)
 	}
-	if _, made, err := a.Bootstrap(t.Context()); err != nil || made {
-		t.Errorf("with an admin token: made %v, %v", made, err)
+	secret := ""
+	show := func(s string) error {
+		secret = s
+		return nil
+	}
+	if err := a.Bootstrap(t.Context(), show); err != nil || secret != "" {
+		t.Errorf("with an admin token: made %q, %v", secret, err)
 	}
 	later := access.New(s, func() time.Time { return soon })
-	secret, made, err := later.Bootstrap(t.Context())
-	if err != nil || !made {
-		t.Fatalf("when the last admin token has expired: made %v, %v", made, err)
+	if err := later.Bootstrap(t.Context(), show); err != nil || secret == "" {
+		t.Fatalf("when the last admin token has expired: made %q, %v", secret, err)
 	}
 	if p, err := later.Authenticate(t.Context(), secret); err != nil || p.Role != access.Admin {
 		t.Errorf("Authenticate = %+v, %v", p, err)
+	}
+}
+
+// A hub may end between showing its first token and storing it, and between
+// two starts nobody may be locked out.
+func TestBootstrapShowsBeforeItStores(t *testing.T) {
+	t.Parallel()
+	a := access.New(newStore(t), clock)
+	cutOff := errors.New("cut off")
+	err := a.Bootstrap(t.Context(), func(secret string) error {
+		if _, err := a.Authenticate(t.Context(), secret); atelier.CodeOf(err) != atelier.Unauthenticated {
+			t.Errorf("the token is stored before it is shown: %v", err)
+		}
+		return cutOff
+	})
+	if !errors.Is(err, cutOff) {
+		t.Fatalf("Bootstrap: %v", err)
+	}
+	shown := ""
+	err = a.Bootstrap(t.Context(), func(secret string) error {
+		shown = secret
+		return nil
+	})
+	if err != nil || shown == "" {
+		t.Fatalf("the next start shows %q, %v", shown, err)
+	}
+	if _, err := a.Authenticate(t.Context(), shown); err != nil {
+		t.Error(err)
 	}
 }
 

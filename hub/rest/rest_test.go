@@ -74,11 +74,13 @@ func newHub(t testing.TB) *hub {
 	out := &logs{}
 	log := slog.New(slog.NewTextHandler(out, nil))
 	h := &hub{t: t, store: db, access: access.New(db, nil), log: out, reg: registry.New(registry.Config{Store: db, Content: blobs, Log: log})}
-	secret, made, err := h.access.Bootstrap(t.Context())
-	if err != nil || !made {
-		t.Fatal(made, err)
+	err = h.access.Bootstrap(t.Context(), func(secret string) error {
+		h.admin = secret
+		return nil
+	})
+	if err != nil || h.admin == "" {
+		t.Fatal(h.admin, err)
 	}
-	h.admin = secret
 	h.serve(log)
 	return h
 }
