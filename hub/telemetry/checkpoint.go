@@ -121,10 +121,13 @@ type walPosition struct{ wal, wbl int }
 
 // sync makes durable what the TSDB has committed. Its Commit leaves everything
 // written to the operating system (it flushes its page after the last record),
-// so syncing the files from outside is enough. A file that the TSDB removes
+// so syncing the files and their names from outside is enough. A file that the TSDB removes
 // meanwhile is in a block or in a checkpoint of the log, both of which it syncs.
 func (p *walPosition) sync(dir string) error {
-	return errors.Join(syncLog(filepath.Join(dir, "wal"), &p.wal), syncLog(filepath.Join(dir, "wbl"), &p.wbl))
+	return errors.Join(
+		syncLog(filepath.Join(dir, "wal"), &p.wal), syncLog(filepath.Join(dir, "wbl"), &p.wbl),
+		durable.OS{}.SyncDir(dir), // the names of the logs
+	)
 }
 
 // syncLog syncs the files of a log from number *from on, and sets it to the last one.

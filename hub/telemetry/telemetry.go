@@ -121,6 +121,10 @@ func Open(cfg Config) (*Store, error) {
 	if err := durable.MkdirAll(cfg.FS, cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	// The TSDB makes its directory where there is none, and does not sync its name.
+	if err := durable.MkdirAll(durable.OS{}, s.tsdbDir(), 0o700); err != nil {
+		return nil, err
+	}
 	opts := tsdb.DefaultOptions()
 	opts.RetentionDuration = cfg.Retention.Milliseconds()
 	opts.OutOfOrderTimeWindow = cfg.Late.Milliseconds()
