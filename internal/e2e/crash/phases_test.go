@@ -188,14 +188,22 @@ func (w *world) join(ctx context.Context, d *device) error {
 		words := strings.Fields(w.login)
 		w.acked.join[d.name] = []string{"join", "--hub", words[2], "--fingerprint", words[4], "--token", token.Secret, "--name", d.name, "--config", d.config()}
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(bin, "atelier-agent"), w.acked.join[d.name]...).CombinedOutput()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "atelier-agent"), w.acked.join[d.name]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Start()
+	if err == nil {
+		w.joining.Store(cmd.Process)
+		err = cmd.Wait()
+		w.joining.Store(nil)
+	}
 	const refused = 4 // exit code; among others where it has joined, which a lost answer may have hidden
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == refused && strings.Contains(string(out), "has joined") {
+	if errors.As(err, &exit) && exit.ExitCode() == refused && strings.Contains(out.String(), "has joined") {
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, out)
+		return fmt.Errorf("%w\n%s", err, out.String())
 	}
 	w.acked.device[d.name] = "?"
 	shown, err := w.client.Device(ctx, workspace, d.name)

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,7 +27,9 @@ type world struct {
 	point
 	dir      string
 	disk     *powerfs.Disk
-	struck   chan struct{} // closed when the power went or the kill came
+	struck   chan struct{}              // closed when the power went or the kill came
+	once     sync.Once                  // closes it
+	joining  atomic.Pointer[os.Process] // 'atelier-agent join', while it runs
 	hub      *boot.Program
 	starts   int // of the hub; each has a log of its own
 	login    string
@@ -152,17 +156,16 @@ func (w *world) startHub(ctx context.Context) error {
 	return err
 }
 
-// strike ends the programs as the point says. The file system calls it before they
-// hear of the operation that it belongs to.
+// strike ends what writes to the disk. The file system calls it before that program
+// hears of the operation that it belongs to, so it must not look at any other process: one
+// that is about to end may wait for this very operation, and whoever looks, for it.
+// What else shall end is found afterwards, by fallen; on a disk without power it can do nothing.
 func (w *world) strike() {
-	select {
-	case <-w.struck:
-		return // by hand, a moment ago
-	default:
+	_ = w.suffering().Signal(syscall.SIGKILL) // fallen sees whether it has ended
+	if p := w.joining.Load(); p != nil && w.side == "agent" {
+		_ = p.Kill()
 	}
-	_ = w.suffering().Signal(syscall.SIGKILL) // at once; the next line finds those that are left
-	_, _ = w.kill()
-	close(w.struck)
+	w.once.Do(func() { close(w.struck) })
 }
 
 // suffering is the program that is sure to run on the disk, if it runs.
