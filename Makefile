@@ -11,9 +11,11 @@ RACE     ?=
 # make test PKG=./hub/... tests a part.
 PKG      ?= ./...
 TEST_TIMEOUT ?= 20m
+# make soak DURATION=5m rehearses.
+DURATION ?= 1h
 
 .DEFAULT_GOAL := help
-.PHONY: help build runtime model demo demo-stop test-tools test bench fuzz crash lint clean
+.PHONY: help build runtime model demo demo-stop test-tools test bench soak fuzz crash lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +38,7 @@ demo: build runtime model ## the main job: a model from the command line to two 
 demo-stop: ## end what 'make demo KEEP=1' left running
 	@go run ./examples/demo stop
 
-test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient
+test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient, toxiproxy
 	@scripts/install-test-tools $(CACHE)
 
 test: test-tools build runtime model ## run all tests (RACE=1 with the race detector, PKG=./hub/... a part)
@@ -45,6 +47,11 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 
 bench: build runtime model ## run the benchmarks (BENCH=name one of them)
 	@go run ./bench $(BENCH)
+
+soak: test-tools runtime ## a day in an hour: cut links, change versions, and see that nothing grows (DURATION=1h, SEED=n)
+	SOAK_DURATION=$(DURATION) SOAK_SEED=$(SEED) SOAK_TABLE=$(CACHE)/soak.md \
+		go test -count=1 -v -timeout 24h -run '^TestDayInAnHour$$' ./internal/e2e
+	@echo "The tables are in $(CACHE)/soak.md"
 
 fuzz: ## run every fuzz test for a while each (FUZZTIME=30s)
 	@scripts/fuzz $(or $(FUZZTIME),30s)

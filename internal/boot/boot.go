@@ -193,7 +193,7 @@ func EndAll(ctx context.Context, dir string) error {
 	began := time.Now()
 	asked := map[int]bool{}
 	return Eventually(ctx, 20*time.Second, func() error {
-		pids, err := processesOf(dir)
+		pids, err := Processes(dir)
 		if err != nil {
 			return Hopeless{err}
 		}
@@ -216,9 +216,9 @@ func EndAll(ctx context.Context, dir string) error {
 	})
 }
 
-// processesOf lists the processes of programs named atelier-…, or as names say,
+// Processes lists the processes of programs named atelier-…, or as names say,
 // whose arguments name a path below dir.
-func processesOf(dir string, names ...string) ([]int, error) {
+func Processes(dir string, names ...string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -250,7 +250,7 @@ func processesOf(dir string, names ...string) ([]int, error) {
 // dir among its arguments, or to those of the given names only, and returns how
 // many it found: call it until it finds none.
 func Kill(dir string, names ...string) (found int, err error) {
-	pids, err := processesOf(dir, names...)
+	pids, err := Processes(dir, names...)
 	for _, pid := range pids {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return len(pids), err

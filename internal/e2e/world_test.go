@@ -20,9 +20,13 @@ type world struct {
 	dir    string
 	hub    program
 	listen string // address of the REST API
-	login  string // the command that the hub printed at its first start
-	env    []string
-	joined func(id string) // called when a device has joined and before it connects; may be nil
+	mqtt   string // address of the embedded broker
+	// advertised is where devices find the REST API, if that is elsewhere; the command
+	// line goes to listen all the same.
+	advertised string
+	login      string // the command that the hub printed at its first start
+	env        []string
+	joined     func(id string) // called when a device has joined and before it connects; may be nil
 }
 
 // device is one device of a world.
@@ -45,10 +49,14 @@ func newWorld(t testing.TB, hubArgs ...string) *world {
 func (w *world) boot(hubArgs ...string) {
 	t := w.t
 	t.Helper()
-	w.listen = freeAddress(t)
+	for _, address := range []*string{&w.listen, &w.mqtt} {
+		if *address == "" {
+			*address = freeAddress(t)
+		}
+	}
 	w.env = []string{"ATELIER_CONFIG=" + filepath.Join(w.dir, "atelier.toml")}
 	w.hub = built("atelier-hub", filepath.Join(w.dir, "hub.log"),
-		append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", freeAddress(t)}, hubArgs...)...)
+		append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", w.mqtt}, hubArgs...)...)
 	t.Cleanup(func() {
 		w.hub.signal(t, syscall.SIGTERM)
 		w.hub.check(t)
@@ -58,6 +66,9 @@ func (w *world) boot(hubArgs ...string) {
 	})
 	w.hub.start(t)
 	w.login = w.hub.says(t, "atelier login ")
+	if w.advertised != "" {
+		w.login = strings.Replace(w.login, w.advertised, w.listen, 1)
+	}
 	w.hub.says(t, "ready")
 	w.atelier(strings.Fields(w.login)[1:]...)
 }
