@@ -115,6 +115,7 @@ func statusTable(s workspaceStatus) table {
 func (a *app) eventsCommand() *cobra.Command {
 	var f client.EventFilter
 	var watch bool
+	var last int
 	cmd := &cobra.Command{
 		Use: "events", Short: "Show what happened in the workspace", Args: exactly(0),
 		Example: "  atelier events --kind device --watch",
@@ -126,6 +127,9 @@ func (a *app) eventsCommand() *cobra.Command {
 			all, err := client.Collect(cl.Events(cmd.Context(), ws, f))
 			if err != nil {
 				return err
+			}
+			if last > 0 {
+				all = all[max(0, len(all)-last):]
 			}
 			if !watch {
 				return a.print(all, func() table {
@@ -147,6 +151,7 @@ func (a *app) eventsCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.Kind, "kind", "", "only of this kind: model, version, device, deployment, endpoint, …")
 	cmd.Flags().Int64Var(&f.After, "after", 0, "only after this sequence")
+	cmd.Flags().IntVar(&last, "last", 100, "only the last `N`; 0 for all")
 	cmd.Flags().BoolVar(&watch, "watch", false, "print what happens from now on, until interrupted")
 	return cmd
 }

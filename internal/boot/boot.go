@@ -229,7 +229,16 @@ func Processes(dir string, names ...string) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		// Reading the arguments of a process that hangs in the kernel may hang too;
+		// its name can always be read. See proc(5).
+		comm, err := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
+		if err == nil && !strings.HasPrefix(string(comm), "atelier-") {
+			continue
+		}
+		var cmdline []byte
+		if err == nil {
+			cmdline, err = os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 			continue // it ended meanwhile
 		}
@@ -237,8 +246,7 @@ func Processes(dir string, names ...string) ([]int, error) {
 			return nil, err
 		}
 		program, args, _ := strings.Cut(string(cmdline), "\x00")
-		name := filepath.Base(program)
-		ours := strings.HasPrefix(name, "atelier-") && (len(names) == 0 || slices.Contains(names, name))
+		ours := len(names) == 0 || slices.Contains(names, filepath.Base(program))
 		if ours && strings.Contains(args, dir+"/") {
 			pids = append(pids, pid)
 		}
