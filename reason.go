@@ -2,6 +2,7 @@ package atelier
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 )
 
@@ -110,6 +111,17 @@ type Why struct {
 // Because makes a Why. The remedy is the documented one of the reason.
 func Because(r Reason, message string) Why {
 	return Why{reason: r, message: message, remedy: reasonDocs[r].Remedy}
+}
+
+// BecauseOf makes a Why of an error: its message, and its remedy where it is an
+// *Error that has one.
+func BecauseOf(r Reason, err error) Why {
+	why := Because(r, err.Error())
+	var e *Error
+	if errors.As(err, &e) && e.Remedy != "" {
+		why.remedy = e.Remedy
+	}
+	return why
 }
 
 // WithRemedy returns w with a remedy of its own.

@@ -160,6 +160,7 @@ func (a *agent) openLocal() {
 	a.gateway = gateway.NewSupervisor(gateway.Options{
 		Program: filepath.Join(a.places.Programs, "atelier-gateway"), State: a.places.gateway(), Run: a.places.Run,
 		Listen:    func() string { return a.settings().Gateway.Listen },
+		Config:    a.opts.ConfigPath,
 		Restarted: func() { a.runner.GatewayRestarted() },
 		Changed:   a.changed,
 		Times:     gateway.DefaultTimes, Log: a.log.With("part", "gateway"),
@@ -167,10 +168,11 @@ func (a *agent) openLocal() {
 	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{MaxFrame: wire.MaxPacket})
 	a.fetcher = fetch.New(a.content, a.receiver, fetch.Options{
 		Reserve: a.config.Disk.ReserveBytes, Keep: time.Duration(a.config.Disk.KeepUnused),
+		Log:    a.log.With("part", "fetch"),
 		Needed: func() map[atelier.Digest]bool { return a.runner.Needed() },
 	})
 	a.runner = runner.New(runner.Options{
-		Device: a.identity.Device, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Targets: a.targets,
+		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
 		Gateway: a.gateway.Client(), Ready: gateway.Ready,
 		Modules: a.places.modules(), Run: a.places.Run, Programs: a.places.Programs,
 		Changed: a.changed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
@@ -252,7 +254,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 	}
 	a.mu.Unlock()
 	if err != nil {
-		a.log.Error("the configuration file has an error; nothing changes", "error", err)
+		a.log.Error("the configuration file has an error; nothing changes", "why", configured(err).Why())
 	} else {
 		a.level.Set(c.Log.SlogLevel())
 		a.telemetry.SetInterval(time.Duration(c.Telemetry.Interval))
@@ -263,7 +265,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 // configured says whether the configuration file is in force.
 func configured(err error) atelier.Condition {
 	if err != nil {
-		return atelier.Fails(atelier.ConditionConfigured, atelier.Because(atelier.ReasonConfigInvalid, err.Error()))
+		return atelier.Fails(atelier.ConditionConfigured, atelier.BecauseOf(atelier.ReasonConfigInvalid, err))
 	}
 	return atelier.Holds(atelier.ConditionConfigured, atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force"))
 }

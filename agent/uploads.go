@@ -104,11 +104,11 @@ func (u *uploads) expire() {
 func (a *agent) Collect(ctx context.Context, c wire.Collect) wire.Collected {
 	r, err := a.logOf(ctx, c)
 	if err != nil {
-		return wire.Collected{Why: atelier.Because(atelier.ReasonStartFailed, err.Error())}
+		return wire.Collected{Why: atelier.BecauseOf(atelier.ReasonStartFailed, err)}
 	}
 	d, size, err := a.uploads.add(r)
 	if err = errors.Join(err, r.Close()); err != nil {
-		return wire.Collected{Why: atelier.Because(atelier.ReasonNoSpace, err.Error())}
+		return wire.Collected{Why: atelier.BecauseOf(atelier.ReasonNoSpace, err)}
 	}
 	return wire.Collected{OK: true, Digest: d, Size: size, Why: atelier.Because(atelier.ReasonAsDesired, "")}
 }

@@ -33,7 +33,7 @@ func Read(o Options) atelier.Facts {
 	}
 	return atelier.Facts{
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Kernel: line(o.Root, "proc/sys/kernel/osrelease"), Hostname: hostname,
-		CPUs: runtime.NumCPU(), Memory: memory(o.Root), Targets: o.Targets,
+		CPUs: runtime.NumCPU(), Memory: meminfo(o.Root, "MemTotal"), Targets: o.Targets,
 		Runtimes: []atelier.RuntimeSupport{onnxRuntime(o.Root, runtime.GOOS, runtime.GOARCH)},
 		Features: Features,
 	}
@@ -48,15 +48,21 @@ func line(root fs.FS, name string) string {
 	return string(bytes.TrimSpace(b))
 }
 
-// memory returns the device's memory in bytes, 0 where that is unknown. The
-// format of /proc/meminfo is in proc(5).
-func memory(root fs.FS) int64 {
+// Available returns how much memory programs can still get, in bytes, swap
+// included; 0 where that is unknown.
+func Available(root fs.FS) int64 {
+	return meminfo(root, "MemAvailable") + meminfo(root, "SwapFree")
+}
+
+// meminfo returns a figure of /proc/meminfo in bytes, 0 where it is not there.
+// The format is in proc(5).
+func meminfo(root fs.FS, figure string) int64 {
 	b, err := fs.ReadFile(root, "proc/meminfo")
 	if err != nil {
 		return 0
 	}
 	for l := range bytes.Lines(b) {
-		value, ok := bytes.CutPrefix(l, []byte("MemTotal:"))
+		value, ok := bytes.CutPrefix(l, []byte(figure+":"))
 		if !ok {
 			continue
 		}

@@ -2,7 +2,9 @@
 // what no module needs any more.
 //
 // What it promises: Fetch returns without error only when every file is in the
-// content store, verified and durable; it begins nothing for which the disk has no
+// content store, verified and durable. What lay there when the agent started is
+// read once, since a disk may lose what it held; what is damaged is fetched anew.
+// It begins nothing for which the disk has no
 // room, and says exactly how much is missing. A fetch that was cut goes on where it
 // stopped. The package knows neither MQTT nor modules.
 package fetch
@@ -10,6 +12,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -20,6 +23,8 @@ import (
 // Store is what fetch needs of the content store; *content.Store is one.
 type Store interface {
 	Has(atelier.Digest) (bool, error)
+	Verify(context.Context, atelier.Digest) error
+	Delete(atelier.Digest) error
 	Free() (int64, error)
 	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
 	AbortStale(age time.Duration) error
@@ -38,11 +43,15 @@ type Fetcher struct {
 	receiver Receiver
 	opts     Options
 	turn     chan struct{} // holds one token: one module fetches at a time
+
+	mu    sync.Mutex
+	sound map[atelier.Digest]bool // seen to be what its digest says since the agent started
 }
 
 // Options say what of the disk is used.
 type Options struct {
 	Reserve int64 // bytes that stay free
+	Log     *slog.Logger
 	// Keep is how long content stays after nothing needed it any more, so that the
 	// way back to it is short. A disk that is full does not wait for it.
 	Keep time.Duration
@@ -53,7 +62,7 @@ type Options struct {
 
 // New returns a Fetcher.
 func New(store Store, receiver Receiver, opts Options) *Fetcher {
-	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1)}
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1), sound: map[atelier.Digest]bool{}}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -64,7 +73,7 @@ func New(store Store, receiver Receiver, opts Options) *Fetcher {
 // something else, and those of the Receiver.
 func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
 	files = distinct(files)
-	missing, here, err := f.missing(files)
+	missing, here, err := f.missing(ctx, files)
 	if err != nil {
 		return err
 	}
@@ -79,7 +88,7 @@ func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func
 		return ctx.Err()
 	}
 	// Another module may have brought some of it meanwhile.
-	if missing, here, err = f.missing(files); err != nil {
+	if missing, here, err = f.missing(ctx, files); err != nil {
 		return err
 	}
 	if err := f.makeRoom(ctx, missing); err != nil {
@@ -116,6 +125,7 @@ func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64,
 			counted = done
 		})
 		if err == nil {
+			f.markSound(file.Digest)
 			arrived(file.Size - counted)
 		}
 		return err
@@ -144,9 +154,9 @@ func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64,
 
 // missing returns the files whose content is not in the store, and the size of
 // what is.
-func (f *Fetcher) missing(files []atelier.File) (missing []atelier.File, here int64, err error) {
+func (f *Fetcher) missing(ctx context.Context, files []atelier.File) (missing []atelier.File, here int64, err error) {
 	for _, file := range files {
-		has, err := f.store.Has(file.Digest)
+		has, err := f.has(ctx, file.Digest)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -174,6 +184,37 @@ func (f *Fetcher) makeRoom(ctx context.Context, files []atelier.File) error {
 	return f.room(files)
 }
 
+// has reports whether content is in the store and what its digest says. A
+// damaged one is removed.
+func (f *Fetcher) has(ctx context.Context, d atelier.Digest) (bool, error) {
+	has, err := f.store.Has(d)
+	if err != nil || !has {
+		return has, err
+	}
+	f.mu.Lock()
+	sound := f.sound[d]
+	f.mu.Unlock()
+	if sound {
+		return true, nil
+	}
+	switch err := f.store.Verify(ctx, d); atelier.CodeOf(err) {
+	case "":
+		f.markSound(d)
+		return true, nil
+	case atelier.Corrupt:
+		f.opts.Log.Warn("content on this device's disk is damaged, and is fetched anew", "why", atelier.BecauseOf(atelier.ReasonDigestMismatch, err))
+		return false, f.store.Delete(d)
+	default:
+		return false, err
+	}
+}
+
+func (f *Fetcher) markSound(d atelier.Digest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sound[d] = true
+}
+
 // room checks that the disk can take files. Content that has arrived in part is
 // counted in full: it is at most a little too careful.
 func (f *Fetcher) room(files []atelier.File) error {
@@ -186,8 +227,9 @@ func (f *Fetcher) room(files []atelier.File) error {
 		return err
 	}
 	if short := need + f.opts.Reserve - free; short > 0 {
-		return atelier.Errorf(atelier.NoSpace, "%d bytes are to be fetched, %d are free and %d of them stay in reserve: %d bytes too few", need, free, f.opts.Reserve, short).
-			WithRemedy("Free at least %d bytes on the device, or remove a deployment from it.", short)
+		return atelier.Errorf(atelier.NoSpace, "%s are to be fetched, %s are free on the disk and %s of them stay in reserve (disk.reserve_bytes): %s too few",
+			atelier.FormatBytes(need), atelier.FormatBytes(free), atelier.FormatBytes(f.opts.Reserve), atelier.FormatBytes(short)).
+			WithRemedy("Free at least %s on the device, or remove a deployment from it.", atelier.FormatBytes(short))
 	}
 	return nil
 }

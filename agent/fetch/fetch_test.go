@@ -1,8 +1,10 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 )
 
@@ -107,7 +110,7 @@ func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
 	}
 	f := New(h.store, h, Options{Reserve: free - 900, Needed: none})
 	err = f.Fetch(t.Context(), files, func(int64) {})
-	if atelier.CodeOf(err) != atelier.NoSpace || !strings.Contains(err.Error(), "1000 bytes are to be fetched") || !strings.Contains(err.Error(), "100 bytes too few") {
+	if atelier.CodeOf(err) != atelier.NoSpace || !strings.Contains(err.Error(), "1000 B are to be fetched") || !strings.Contains(err.Error(), "100 B too few") {
 		t.Errorf("got %v", err)
 	}
 	if len(h.asked) != 0 {
@@ -211,5 +214,32 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 	}
 	if has, err := store.Has(drop); err != nil || has {
 		t.Errorf("what nobody needs is still there: %v", err)
+	}
+}
+
+func TestDamagedContentIsFetchedAnew(t *testing.T) {
+	t.Parallel()
+	h, disk, files := setup(t, "one")
+	none := func(int64) {}
+	if err := New(h.store, h, Options{Log: slog.New(slog.DiscardHandler)}).Fetch(t.Context(), files, none); err != nil {
+		t.Fatal(err)
+	}
+	hex := files[0].Digest.Hex()
+	path := "/content/blobs/sha256/" + hex[:2] + "/" + hex
+	if err := durable.WriteFile(disk, path, []byte("onE"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	f := New(h.store, h, Options{Log: slog.New(slog.NewTextHandler(&log, nil))}) // the agent starts again
+	for range 2 {
+		if err := f.Fetch(t.Context(), files, none); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.store.Verify(t.Context(), files[0].Digest); err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(log.String(), "DigestMismatch"); n != 1 || len(h.asked) != 2 {
+		t.Errorf("asked for %v; the log says:\n%s", h.asked, &log)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +26,7 @@ type Options struct {
 	// Listen returns the address that it shall listen on. When that changes,
 	// the gateway is started anew.
 	Listen func() string
+	Config string // path of the file that says so, for what people are told to do
 	// Restarted is called when a gateway was found that was not known before.
 	Restarted func()
 	// Changed is called when Condition has changed.
@@ -191,8 +193,12 @@ func (s *Supervisor) found(status atelier.GatewayStatus) {
 	switch {
 	case status.Listen != "" && status.Error == "":
 		s.set(true, atelier.Because(atelier.ReasonAsDesired, "the gateway listens on "+status.Listen), moved)
-	case status.Listen == "":
-		s.set(false, atelier.Because(atelier.ReasonPortInUse, status.Error), moved)
+	case status.Listen == "" && status.Error == "": // it has only just started
+	case strings.Contains(status.Error, syscall.EADDRINUSE.Error()):
+		listen := s.opts.Listen()
+		_, port, _ := net.SplitHostPort(listen) // it was checked when it was read
+		s.set(false, atelier.Because(atelier.ReasonPortInUse, fmt.Sprintf("The gateway cannot listen on %s: %s.", listen, syscall.EADDRINUSE)).
+			WithRemedy(fmt.Sprintf("See which program has it with 'ss -ltnp sport = :%s' and stop that, or change gateway.listen in %s.", port, s.opts.Config)), moved)
 	default:
 		s.set(false, atelier.Because(atelier.ReasonGatewayDown, status.Error), moved)
 	}
@@ -203,11 +209,10 @@ func (s *Supervisor) lost(err error) {
 	s.mu.Lock()
 	s.status = atelier.GatewayStatus{}
 	s.mu.Unlock()
-	why := err.Error()
 	if last := lastLine(filepath.Join(s.opts.State, logFile)); last != "" {
-		why += "; the last line of its log: " + last
+		err = fmt.Errorf("%w; the last line of its log: %s", err, last)
 	}
-	s.set(false, atelier.Because(atelier.ReasonGatewayDown, why), false)
+	s.set(false, atelier.BecauseOf(atelier.ReasonGatewayDown, err), false)
 }
 
 // set changes the condition, and tells of it.

@@ -69,7 +69,8 @@ func WhyOf(err error) atelier.Why {
 		return because(atelier.ReasonUnreachable, "The name %s of the hub is not known here: %v.", a.broker.Hostname(), lookup).
 			WithRemedy(fmt.Sprintf("Check this device's DNS: 'getent hosts %s'.", a.broker.Hostname()))
 	case a.made:
-		return because(atelier.ReasonUnreachable, "The connection to %s broke: %s. It is being made again.", address, plain(err))
+		return because(atelier.ReasonUnreachable, "The connection to %s broke: %s. It is being made again.", address, plain(err)).
+			WithRemedy("Nothing is to be done if it comes back; otherwise check that atelier-hub runs.")
 	}
 	return because(atelier.ReasonUnreachable, "The hub's broker at %s cannot be reached: %s.", address, plain(err)).
 		WithRemedy(fmt.Sprintf("Check that atelier-hub runs, and that the network lets this device reach %s: 'nc -vz %s %s'.", address, a.broker.Hostname(), a.broker.Port()))

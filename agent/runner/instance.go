@@ -151,7 +151,7 @@ func (i *instance) serve(ctx context.Context) {
 			return
 		}
 		failures++
-		why, final := explain(err, failures)
+		why, final := i.explain(err, failures)
 		if final {
 			log.Error("module cannot run here", "why", why)
 			i.set(atelier.Refused, why)

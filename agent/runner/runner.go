@@ -55,14 +55,20 @@ type Gateway interface {
 // Options say what a runner works with.
 type Options struct {
 	Device  string // id
+	Name    string // the device's, for what people are told to do
 	Store   Store
 	Fetcher Fetcher
 	// Link gives content a further name; see content.Store.Link.
-	Link    func(d atelier.Digest, path string) error
+	Link func(d atelier.Digest, path string) error
+	// Linked tells whether path is such a name; see content.Store.Linked.
+	Linked  func(d atelier.Digest, path string) (bool, error)
 	Targets []targets.Target
 	Gateway Gateway
 	// Ready asks the module at socket whether it is ready: nil means yes.
 	Ready func(ctx context.Context, socket string) error
+	// Memory returns how much memory is available on the device, in bytes; 0
+	// where that is not known.
+	Memory func() int64
 	// Modules is the directory for modules' files, Run the one for sockets,
 	// Programs the one of atelier-serve.
 	Modules, Run, Programs string
@@ -189,7 +195,7 @@ func (r *Runner) decide() bool {
 	err := r.opts.Store.SaveSlots(next)
 	if err != nil {
 		if r.unsaved == nil {
-			r.opts.Log.Error("cannot save which rollouts run; nothing changes until that works", "error", err)
+			r.opts.Log.Error("cannot save which rollouts run; nothing changes until that works", "why", atelier.BecauseOf(atelier.ReasonStateNotDurable, err))
 		}
 		next = r.slots
 	}
@@ -361,7 +367,7 @@ func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus 
 	case current:
 		s.Standing = atelier.Stand(atelier.Standby, r.taken())
 	case r.unsaved != nil:
-		s.Standing = atelier.Stand(atelier.Standby, atelier.Because(atelier.ReasonStateNotDurable, r.unsaved.Error()))
+		s.Standing = atelier.Stand(atelier.Standby, atelier.BecauseOf(atelier.ReasonStateNotDurable, r.unsaved))
 	}
 	return &s
 }

@@ -31,6 +31,7 @@ var times = Times{
 
 // device is a device whose agent can be restarted at will.
 type device struct {
+	memory atomic.Int64 // available on the device; 0 is not known
 	*testing.T
 	hub     *agenttest.Authority
 	id      string
@@ -106,7 +107,7 @@ func (d *device) start() {
 	}
 	d.store = store
 	d.runner = New(Options{
-		Device: d.id, Store: store, Fetcher: d, Link: d.content.Link, Targets: []targets.Target{d.target}, Gateway: d.gateway,
+		Device: d.id, Name: "press", Memory: func() int64 { return d.memory.Load() }, Store: store, Fetcher: d, Link: d.content.Link, Linked: d.content.Linked, Targets: []targets.Target{d.target}, Gateway: d.gateway,
 		Ready: d.target.Ready, Modules: filepath.Join(d.dir, "modules"), Run: filepath.Join(d.dir, "run"), Programs: "/programs",
 		Changed: func() {}, Times: d.times, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -284,12 +285,14 @@ func TestAFailingCandidateLeavesTheCurrentOneAlone(t *testing.T) {
 		behaviour agenttest.Behaviour
 		fetch     error
 		load      time.Duration
+		memory    int64
 		reason    atelier.Reason
 		message   string
 	}{
 		"model":    {behaviour: exit(65, "no such operator"), reason: atelier.ReasonInitFailed, message: "no such operator"},
 		"runtime":  {behaviour: exit(69, "libstdc++"), reason: atelier.ReasonRuntimeMissing, message: "libstdc++"},
 		"memory":   {behaviour: oom, reason: atelier.ReasonOutOfMemory},
+		"too big":  {memory: 1, reason: atelier.ReasonMemoryShort, message: "1 B is available"},
 		"loop":     {behaviour: exit(1, "boom"), reason: atelier.ReasonCrashLoop, message: "boom"},
 		"start":    {behaviour: agenttest.Behaviour{StartError: atelier.Errorf(atelier.Invalid, "no such program")}, reason: atelier.ReasonStartFailed, message: "no such program"},
 		"driver":   {behaviour: agenttest.Behaviour{StartError: atelier.Errorf(atelier.Unavailable, "no driver")}, reason: atelier.ReasonDriverDown},
@@ -319,6 +322,7 @@ func TestAFailingCandidateLeavesTheCurrentOneAlone(t *testing.T) {
 			candidate := d.next(good, "two")
 			id := instanceID(&candidate)
 			bad.Store(&id)
+			d.memory.Store(c.memory)
 			d.mu.Lock()
 			d.fetchErr = c.fetch
 			d.mu.Unlock()
@@ -336,6 +340,7 @@ func TestAFailingCandidateLeavesTheCurrentOneAlone(t *testing.T) {
 			}
 			// It never gives up: once the fault is gone it comes up by itself.
 			bad.Store(nil)
+			d.memory.Store(0)
 			d.mu.Lock()
 			d.fetchErr = nil
 			d.mu.Unlock()

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/fetch"
 	"github.com/atelier-edge/atelier/targets"
 )
 
@@ -62,14 +62,17 @@ func (i *instance) runs(ctx context.Context) bool {
 
 // check finds out what can never work here.
 func (i *instance) check(context.Context) error {
+	final := func(r atelier.Reason, format string, args ...any) error {
+		return &refusal{atelier.Because(r, fmt.Sprintf(format, args...)), true}
+	}
 	if i.target == nil {
-		return &refusal{atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("this agent has no target of kind %q", i.module.Target))}
+		return final(atelier.ReasonUnsupportedFeature, "this agent has no target of kind %q", i.module.Target)
 	}
 	if k := i.module.Model.Variant.Kind; k != atelier.VariantONNX {
-		return &refusal{atelier.Because(atelier.ReasonVariantMissing, fmt.Sprintf("this agent cannot run a variant of kind %q", k))}
+		return final(atelier.ReasonVariantMissing, "this agent cannot run a variant of kind %q", k)
 	}
 	if i.module.Runtime == nil {
-		return &refusal{atelier.Because(atelier.ReasonRuntimeMissing, "the desired state names no runtime for the variant")}
+		return final(atelier.ReasonRuntimeMissing, "the desired state names no runtime for the variant")
 	}
 	return nil
 }
@@ -105,18 +108,13 @@ func (i *instance) prepare(ctx context.Context) error {
 	return os.MkdirAll(i.runner.opts.Run, 0o700)
 }
 
-// link gives a file's content its name in the layout. A name is there in full
-// or not at all, so that one with the right size is right.
+// link gives a file's content its name in the layout, instead of what may be
+// there: content that was damaged and fetched anew is another file.
 func (i *instance) link(f atelier.File, path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case err == nil && info.Mode().IsRegular() && info.Size() == f.Size:
-		return nil
-	case err == nil:
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
-	case !errors.Is(err, fs.ErrNotExist):
+	if linked, err := i.runner.opts.Linked(f.Digest, path); err != nil || linked {
+		return err
+	}
+	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
 	return i.runner.opts.Link(f.Digest, path)
@@ -142,10 +140,24 @@ func (i *instance) spec() targets.Spec {
 
 // start starts the module, or adopts one that runs already: a former agent's.
 func (i *instance) start(ctx context.Context) error {
+	if err := i.memory(); err != nil {
+		return err
+	}
 	if err := i.target.Start(ctx, i.spec()); err != nil {
 		return &startError{err}
 	}
 	return nil
+}
+
+// memory checks that the device can hold the module's files in its memory, which
+// is the least that it takes.
+func (i *instance) memory() error {
+	need, free := fetch.Size(i.module.Content()), i.runner.opts.Memory()
+	if free == 0 || need <= free {
+		return nil
+	}
+	return &refusal{why: atelier.Because(atelier.ReasonMemoryShort, fmt.Sprintf("model and runtime take at least %s of memory, and %s is available on the device",
+		atelier.FormatBytes(need), atelier.FormatBytes(free)))}
 }
 
 // prove waits until the module has loaded its model and is warm.
@@ -164,7 +176,7 @@ func (i *instance) prove(ctx context.Context) error {
 		case statusErr != nil:
 			return statusErr
 		case status.Phase == targets.Exited:
-			return &exitError{exit: status.Exit}
+			return &exitError{exit: status.Exit, limit: i.module.Limits.Memory}
 		case time.Since(began) > times.Load:
 			return i.end(ctx, fmt.Errorf("it was not ready after %v: %w", times.Load, err))
 		}
@@ -197,7 +209,7 @@ func (i *instance) watch(ctx context.Context) error {
 	go func() {
 		status, err := i.target.Wait(waiting, i.id)
 		if err == nil {
-			err = &exitError{exit: status.Exit, wasReady: true}
+			err = &exitError{exit: status.Exit, limit: i.module.Limits.Memory, wasReady: true}
 		}
 		ended <- err
 	}()
@@ -217,7 +229,7 @@ func (i *instance) watch(ctx context.Context) error {
 				continue
 			}
 			if missed++; missed == missedProbes && ctx.Err() == nil {
-				return i.end(ctx, err)
+				return i.end(ctx, fmt.Errorf("it did not answer %d times in a row: %w", missed, err))
 			}
 		}
 	}

@@ -24,8 +24,12 @@ const crashes = 5
 // maxLine bounds what of a module's last words goes into a message.
 const maxLine = 500
 
-// refusal is an error that no second attempt can mend.
-type refusal struct{ why atelier.Why }
+// refusal is an error that comes with its reason. Where it is final no second
+// attempt can mend it.
+type refusal struct {
+	why   atelier.Why
+	final bool
+}
 
 func (e *refusal) Error() string { return e.why.Message() }
 
@@ -44,6 +48,7 @@ func (e *probeError) Unwrap() error { return e.err }
 // exitError says how a module ended.
 type exitError struct {
 	exit     *targets.Exit
+	limit    int64 // of its memory in bytes, 0 for none
 	wasReady bool
 }
 
@@ -52,8 +57,17 @@ func (e *exitError) Error() string {
 		return "it ended, and nobody knows how"
 	}
 	text := fmt.Sprintf("it ended with exit code %d", e.exit.Code)
-	if e.exit.Signal != "" {
+	switch {
+	case e.exit.OutOfMemory && e.limit > 0:
+		return fmt.Sprintf("it used more memory than its limit of %s, and was ended", atelier.FormatBytes(e.limit))
+	case e.exit.OutOfMemory:
+		return "the device ran out of memory, and the system ended it"
+	case e.exit.Signal != "":
 		text = fmt.Sprintf("it was ended by signal %q", e.exit.Signal)
+	case e.exit.Code == exitModel:
+		text = "its model cannot be loaded"
+	case e.exit.Code == exitRuntime:
+		text = "its runtime cannot be loaded"
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
 		text += ": " + strings.ToValidUTF8(line[:min(len(line), maxLine)], "")
@@ -77,7 +91,7 @@ func (e *exitError) reason() atelier.Reason {
 
 // explain returns why an attempt failed, the given number in a row; final
 // tells that there is no use in another.
-func explain(err error, failures int) (why atelier.Why, final bool) {
+func (i *instance) explain(err error, failures int) (why atelier.Why, final bool) {
 	var (
 		refused *refusal
 		exited  *exitError
@@ -85,26 +99,43 @@ func explain(err error, failures int) (why atelier.Why, final bool) {
 		probe   *probeError
 	)
 	if errors.As(err, &refused) {
-		return refused.why, true
+		return refused.why, refused.final
 	}
 	reason := reasonOf(err)
 	switch {
 	case errors.As(err, &exited):
 		reason = exited.reason()
 		if failures >= crashes && (reason == atelier.ReasonCrashed || reason == atelier.ReasonStartFailed) {
-			return atelier.Because(atelier.ReasonCrashLoop, fmt.Sprintf("%d failures in a row; the last: %v", failures, err)), false
+			why = atelier.Because(atelier.ReasonCrashLoop, fmt.Sprintf("%d failures in a row; the last: %v", failures, err))
+			return why.WithRemedy(i.remedy(why)), false
 		}
 	case errors.As(err, &probe):
 		reason = atelier.ReasonProbeFailed
 	case errors.As(err, &start) && reason == atelier.ReasonUnreachable:
 		reason = atelier.ReasonDriverDown
 	}
-	why = atelier.Because(reason, err.Error())
-	var e *atelier.Error
-	if errors.As(err, &e) && e.Remedy != "" {
-		why = why.WithRemedy(e.Remedy)
+	why = atelier.BecauseOf(reason, err)
+	if why.Remedy() == atelier.Because(reason, "").Remedy() {
+		why = why.WithRemedy(i.remedy(why)) // nobody knew better
 	}
 	return why, false
+}
+
+// remedy is what to do about a module, by the command where there is one.
+func (i *instance) remedy(why atelier.Why) string {
+	m := &i.module
+	log := fmt.Sprintf("Read its log with 'atelier device logs %s %s'", i.runner.opts.Name, m.Name)
+	switch why.Reason() {
+	case atelier.ReasonInitFailed:
+		return log + "; register a model that the runtime can load."
+	case atelier.ReasonCrashLoop:
+		return log + ", and deploy a version that works."
+	case atelier.ReasonStartFailed, atelier.ReasonCrashed, atelier.ReasonProbeFailed:
+		return log + "."
+	case atelier.ReasonOutOfMemory:
+		return fmt.Sprintf("Raise the limit with 'atelier deploy %s:%d --name %s --memory SIZE', or deploy a smaller model.", m.Model.Name, m.Model.Version, m.Name)
+	}
+	return why.Remedy()
 }
 
 // reasonOf maps the codes of errors that steps pass on.

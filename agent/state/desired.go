@@ -55,7 +55,8 @@ func (s *Store) Receive(raw, payload []byte) (ack wire.DesiredAck, changed bool)
 		}
 	}
 	if err := s.write(desiredFile, raw); err != nil {
-		return refuse(atelier.ReasonStateNotDurable, "%v", err)
+		ack.Why = atelier.BecauseOf(atelier.ReasonStateNotDurable, err)
+		return ack, false
 	}
 	s.desired, s.payload = desired, bytes.Clone(payload)
 	ack.Saved, ack.Why = true, saved(desired.Position())

@@ -255,7 +255,7 @@ func (s *Store) write(name string, b []byte) error {
 func (s *Store) noteDurable(err error) {
 	next := atelier.Holds(atelier.ConditionStateDurable, atelier.Because(atelier.ReasonAsDesired, "state is saved"))
 	if err != nil {
-		next = atelier.Fails(atelier.ConditionStateDurable, atelier.Because(atelier.ReasonStateNotDurable, err.Error()))
+		next = atelier.Fails(atelier.ConditionStateDurable, atelier.BecauseOf(atelier.ReasonStateNotDurable, err))
 	}
 	s.durable = next.Following(s.durable, s.opts.Now())
 }

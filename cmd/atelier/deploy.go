@@ -193,7 +193,7 @@ func statusLine(s atelier.DeviceStatus) string {
 	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
 	case s.State() == atelier.Fetching && s.Size > 0:
-		return fmt.Sprintf("Fetching, %d%% of %s", s.Fetched*100/s.Size/10*10, bytesOf(s.Size))
+		return fmt.Sprintf("Fetching, %d%% of %s", s.Fetched*100/s.Size/10*10, atelier.FormatBytes(s.Size))
 	case s.Why().Reason() == atelier.ReasonInProgress || s.Why().Reason() == atelier.ReasonWaiting:
 		return string(s.State())
 	}
@@ -274,7 +274,7 @@ func aboutDeployment(d atelier.Deployment) [][]string {
 		{"Devices:", selected(d.Selector)}, {"Target:", firstOf(d.Target, "the device's own")},
 	}
 	if d.Limits.Memory > 0 {
-		about = append(about, []string{"Memory:", bytesOf(d.Limits.Memory)})
+		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})
 	}
 	return append(about, []string{"Updated:", ago(d.Updated)})
 }

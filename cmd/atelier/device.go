@@ -167,8 +167,8 @@ func deviceTable(d atelier.Device) table {
 		{"Name:", d.Name}, {"Id:", d.ID}, {"State:", connection(d)}, {"Labels:", labelsOf(d.Labels)},
 		{"Target:", d.Target}, {"Agent:", d.Agent},
 		{"Platform:", strings.TrimSpace(platform(d.Facts) + " " + d.Facts.Kernel)},
-		{"CPUs, memory:", fmt.Sprintf("%d, %s", d.Facts.CPUs, bytesOf(d.Facts.Memory))},
-		{"Disk free:", bytesOf(d.Facts.DiskFree)},
+		{"CPUs, memory:", fmt.Sprintf("%d, %s", d.Facts.CPUs, atelier.FormatBytes(d.Facts.Memory))},
+		{"Disk free:", atelier.FormatBytes(d.Facts.DiskFree)},
 		{"Endpoints at:", d.Facts.Gateway},
 		{"Certificate until:", d.Certificate.NotAfter.Local().Format("2006-01-02 15:04")},
 	}}

@@ -224,7 +224,7 @@ func versionTable(v atelier.Version) table {
 	t := table{rows: [][]string{
 		{"Model:", fmt.Sprintf("%s:%d", v.Model, v.Number)},
 		{"Digest:", string(v.Digest)},
-		{"Size:", bytesOf(v.Size)},
+		{"Size:", atelier.FormatBytes(v.Size)},
 	}}
 	if v.Description != "" {
 		t.add("Description:", v.Description)
@@ -318,7 +318,7 @@ func (a *app) modelShow() *cobra.Command {
 				t.about, t.rows = t.rows, nil
 				t.head = []string{"VERSION", "DIGEST", "SIZE", "TAGS", "DESCRIPTION", "CREATED", "ARCHIVED"}
 				for _, v := range versions {
-					t.add(fmt.Sprintf("%s:%d", m.Name, v.Number), v.Digest.Short(), bytesOf(v.Size), labelsOf(v.Tags), v.Description, ago(v.Created), yesNo(v.Archived))
+					t.add(fmt.Sprintf("%s:%d", m.Name, v.Number), v.Digest.Short(), atelier.FormatBytes(v.Size), labelsOf(v.Tags), v.Description, ago(v.Created), yesNo(v.Archived))
 				}
 				return t
 			})

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	atelier "github.com/atelier-edge/atelier"
 )
 
 // progress shows how far long work is: a bar that redraws on a terminal, a line
@@ -79,7 +81,7 @@ func (p *progress) draw() {
 		elapsed = time.Since(p.began)
 	}
 	rate := float64(p.done) / max(elapsed.Seconds(), 0.001)
-	text := fmt.Sprintf("%3.0f%%  %s of %s  %s/s", share*100, bytesOf(p.done), bytesOf(p.total), bytesOf(int64(rate)))
+	text := fmt.Sprintf("%3.0f%%  %s of %s  %s/s", share*100, atelier.FormatBytes(p.done), atelier.FormatBytes(p.total), atelier.FormatBytes(int64(rate)))
 	if !p.terminal {
 		_, _ = fmt.Fprintf(p.w, "%s  %s\n", p.label, text)
 		return

@@ -71,7 +71,7 @@ func runtimeTable(all []atelier.Runtime) table {
 		if r.NeedsGlibc != "" {
 			needs = "glibc " + r.NeedsGlibc
 		}
-		t.add(r.Name, r.Version, r.OS+"/"+r.Arch, bytesOf(size), needs, r.ID)
+		t.add(r.Name, r.Version, r.OS+"/"+r.Arch, atelier.FormatBytes(size), needs, r.ID)
 	}
 	if len(all) == 0 {
 		t.note = "There is no runtime yet; ONNX models need one: see 'atelier runtime register --help'."

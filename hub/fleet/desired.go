@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 
@@ -80,7 +81,7 @@ func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.D
 		last := modules[len(modules)-1]
 		modules = modules[:len(modules)-1]
 		unmet = append(unmet, catalog.Unmet{Deployment: last.Deployment, Name: last.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
-			"With this deployment the device's desired state would not fit one message.")})
+			fmt.Sprintf("Deployment %s brings %d files; with it, %v.", last.Name, len(last.Content()), err))})
 	}
 }
 
@@ -116,7 +117,8 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 	}
 	next.Envelope, err = trust.Sign(wire.TypeDesired, payload, signer)
 	if err == nil && len(next.Envelope) > wire.MaxPacket {
-		err = atelier.Errorf(atelier.TooLarge, "the desired state has %d bytes", len(next.Envelope))
+		err = atelier.Errorf(atelier.TooLarge, "the desired state of %s would have %s, and one message holds %s",
+			d.Name, atelier.FormatBytes(int64(len(next.Envelope))), atelier.FormatBytes(wire.MaxPacket))
 	}
 	return &next, err
 }

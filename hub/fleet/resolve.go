@@ -81,7 +81,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	target := cmpOr(dep.Target, d.Target, defaultTarget)
 	if !slices.Contains(d.Facts.Targets, target) {
-		return no(atelier.ReasonUnsupportedFeature, "The agent on %s runs no modules on a target of kind %q; it knows %s.", d.Name, target, listed(d.Facts.Targets))
+		m, why := no(atelier.ReasonUnsupportedFeature, "The agent on %s runs no modules on a target of kind %q; it knows %s.", d.Name, target, listed(d.Facts.Targets))
+		*why = why.WithRemedy(fmt.Sprintf("Deploy to a kind that it knows, 'atelier deploy %s --name %s --target KIND', or choose other devices.", dep.Model, dep.Name))
+		return m, why
 	}
 	m := atelier.Module{
 		Deployment: dep.ID, Name: dep.Name, Rollout: dep.Rollout, Target: target, Package: dep.version.Digest,
@@ -129,13 +131,14 @@ func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *
 		}
 		if reason, ok := supports(d, r.Runtime); !ok {
 			why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("Device %s cannot run %s: %s", d.Name, r.Runtime, reason)).
-				WithRemedy("Choose a device that can run it.")
+				WithRemedy("Install what is missing on the device and restart its agent ('atelier-agent check' says whether it is enough), or choose another device.")
 			continue
 		}
 		if rt := p.runtime(r.Runtime, d); rt != nil {
 			return variant, &atelier.ModuleRuntime{Name: rt.Name, Version: rt.Version, Entry: rt.Entry, Files: rt.Files}, nil
 		}
-		why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("No %s is registered in the hub for %s.", r.Runtime, platform))
+		why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("No %s is registered in the hub for %s, which %s is; %s.", r.Runtime, platform, d.Name, p.platforms(r.Runtime))).
+			WithRemedy(fmt.Sprintf("Register it: 'atelier runtime register %s VERSION FILE --os %s --arch %s'.", r.Runtime, d.Facts.OS, d.Facts.Arch))
 	}
 	return atelier.Variant{}, nil, &why
 }
@@ -160,6 +163,21 @@ func (p *plan) runtime(name string, d *atelier.Device) *atelier.Runtime {
 		}
 	}
 	return best
+}
+
+// platforms says what platforms a runtime is registered for.
+func (p *plan) platforms(name string) string {
+	var all []string
+	for _, r := range p.runtimes {
+		if platform := r.OS + "/" + r.Arch; r.Name == name && !slices.Contains(all, platform) {
+			all = append(all, platform)
+		}
+	}
+	if len(all) == 0 {
+		return "there is none for any other platform"
+	}
+	slices.Sort(all)
+	return "there is one for " + strings.Join(all, ", ")
 }
 
 // newer compares versions of runtimes, "1.20.1", number by number.

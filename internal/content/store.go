@@ -269,6 +269,27 @@ func (s *Store) Link(d atelier.Digest, path string) error {
 	return durable.Explain(s.fs.SyncDir(filepath.Dir(path)), "link content to "+path)
 }
 
+// Linked reports whether path is a name of the blob of d that is in the store
+// now, such as Link gave it. What a name leads to that was given to an earlier
+// blob, since deleted, may be another file.
+func (s *Store) Linked(d atelier.Digest, path string) (bool, error) {
+	blob, err := s.path(d)
+	if err != nil {
+		return false, err
+	}
+	var infos [2]fs.FileInfo
+	for i, name := range []string{blob, path} {
+		infos[i], err = s.fs.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, durable.Explain(err, "look at "+name)
+		}
+	}
+	return os.SameFile(infos[0], infos[1]), nil
+}
+
 // Free returns how many bytes the store's disk can still take.
 func (s *Store) Free() (int64, error) {
 	n, err := s.fs.Free(s.dir)

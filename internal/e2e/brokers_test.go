@@ -73,6 +73,13 @@ func write(t testing.TB, path, format string, args ...any) {
 // withMosquitto boots a world on Debian's mosquitto, set up as docs/brokers.md says.
 func withMosquitto(t testing.TB) *world {
 	t.Helper()
+	w, _ := mosquittoWorld(t)
+	return w
+}
+
+// mosquittoWorld is withMosquitto with the broker itself.
+func mosquittoWorld(t testing.TB) (*world, program) {
+	t.Helper()
 	mosquitto := tool(t, "mosquitto")
 	w, address, files := external(t)
 	_, port, err := net.SplitHostPort(address)
@@ -100,9 +107,10 @@ set_tcp_nodelay true
 	if os.Getuid() == 0 { // it would give up root, and with it the right to read its key
 		write(t, config, "user root\n%s", read(t, config))
 	}
-	serves(t, program{&boot.Program{Path: mosquitto, Args: []string{"-c", config}, Log: filepath.Join(w.dir, "mosquitto.log")}}, address)
+	p := program{&boot.Program{Path: mosquitto, Args: []string{"-c", config}, Log: filepath.Join(w.dir, "mosquitto.log")}}
+	serves(t, p, address)
 	w.boot("--host", "127.0.0.1", "--mqtt-broker", "ssl://"+address)
-	return w
+	return w, p
 }
 
 // withNATS boots a world on Debian's nats-server, set up as docs/brokers.md says.

@@ -31,6 +31,7 @@ type world struct {
 
 // device is one device of a world.
 type device struct {
+	t       testing.TB
 	name    string
 	dir     string
 	config  string
@@ -126,19 +127,28 @@ func (w *world) joinCommand(args ...string) []string {
 // prepare makes a device's directory and configuration.
 func (w *world) prepare(name string) *device {
 	w.t.Helper()
-	d := &device{name: name, dir: filepath.Join(w.dir, name), gateway: freeAddress(w.t)}
+	d := &device{t: w.t, name: name, dir: filepath.Join(w.dir, name), gateway: freeAddress(w.t)}
 	d.config = filepath.Join(d.dir, "agent.toml")
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		w.t.Fatal(err)
 	}
-	text := fmt.Sprintf("[paths]\nstate = %q\nrun = %q\nprograms = %q\n[gateway]\nlisten = %q\n[telemetry]\ninterval = \"1s\"\n[disk]\nballast_bytes = 4096\n",
-		filepath.Join(d.dir, "state"), filepath.Join(d.dir, "run"), bin, d.gateway)
-	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
-		w.t.Fatal(err)
-	}
+	d.configure(bin, d.gateway)
 	d.agent = built("atelier-agent", filepath.Join(d.dir, "agent.log"), "run", "--config", d.config)
 	return d
 }
+
+// configure writes the device's configuration, with the directory of programs and
+// the gateway's address.
+func (d *device) configure(programs, gateway string) {
+	d.t.Helper()
+	text := fmt.Sprintf("[paths]\nstate = %q\nrun = %q\nprograms = %q\n[gateway]\nlisten = %q\n[telemetry]\ninterval = \"1s\"\n[disk]\nballast_bytes = 4096\n",
+		d.state(), filepath.Join(d.dir, "run"), programs, gateway)
+	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *device) state() string { return filepath.Join(d.dir, "state") }
 
 // join makes a device, joins it with the labels and starts its agent.
 func (w *world) join(name string, labels ...string) *device {
