@@ -72,5 +72,6 @@ const (
 	ConditionStateDurable = "StateDurable" // the agent can save its state
 	ConditionCertificate  = "Certificate"  // the device's certificate is valid and renews
 	ConditionGateway      = "Gateway"      // the gateway answers and has its address
+	ConditionTelemetry    = "Telemetry"    // what the device measures is kept until the hub has it
 	ConditionConfigured   = "Configured"   // the agent's configuration file is the one in force
 )

@@ -40,6 +40,7 @@ const (
 	ReasonNotAdmitted        Reason = "NotAdmitted"
 	ReasonHubSilent          Reason = "HubSilent"
 	ReasonAgentDown          Reason = "AgentDown"
+	ReasonTelemetryLost      Reason = "TelemetryLost"
 	ReasonGatewayDown        Reason = "GatewayDown"
 	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
@@ -84,6 +85,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonNotAdmitted:        {"The hub refuses the device's certificate.", "Nothing is to be done if it passes, since the device renews its certificate; otherwise see 'atelier device list' whether the hub still knows the device, and join it again."},
 	ReasonHubSilent:          {"The device is connected to the broker, and the hub does not answer.", "Check that atelier-hub runs and reaches its broker; its log says why it does not."},
 	ReasonAgentDown:          {"No agent runs on the device; its modules go on without one.", "Start it with 'systemctl start atelier-agent', or 'atelier-agent run'."},
+	ReasonTelemetryLost:      {"Measurements of the device are given up before the hub has them: its spool or its disk is full.", "Let the device reach the hub, free disk space on it, or raise telemetry.spool_bytes in the agent's configuration."},
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},

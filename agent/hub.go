@@ -180,6 +180,7 @@ func (a *agent) Revoked(r wire.Revoked) {
 	a.revoked = &r
 	a.mu.Unlock()
 	a.setConnected(disconnected(&r))
+	a.log.Error("the device does not connect any more; its modules go on", "why", disconnected(&r).Why())
 	a.cut()
 }
 

@@ -59,7 +59,7 @@ func lock(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Internal, "lock the state directory: %w", err).
-			WithRemedy("Run the agent as a user who may write to %s.", dir)
+			WithRemedy("Let the agent's user write to %s; 'findmnt -T %s' shows whether its disk is mounted read-only.", dir, dir)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		err = errors.Join(err, f.Close())

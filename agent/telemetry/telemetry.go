@@ -48,6 +48,11 @@ type Telemetry struct {
 	started   uint64 // nanoseconds since 1970
 	host      hostSampler
 	endpoints *endpointCounters
+
+	mu        sync.Mutex
+	failure   error   // of the last round
+	mourned   Dropped // what was given up before the hub had all that was left
+	condition atelier.Condition
 }
 
 // Open opens the spool; Run makes it measure and send.
@@ -100,9 +105,7 @@ func (t *Telemetry) Run(ctx context.Context) error {
 		// A gateway that hangs must not stop the other measurements, and the
 		// last round outlives ctx.
 		round, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		if err := t.Measure(round); err != nil {
-			t.opts.Log.Warn("cannot keep measurements", "error", err)
-		}
+		t.note(t.Measure(round))
 		cancel()
 	}
 	sending.Wait()

@@ -72,17 +72,26 @@ func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer tr
 // next returns the device's next desired state, nil where the present one is right.
 func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer) (*catalog.DesiredState, error) {
 	modules, unmet := p.resolve(d, old.Modules)
-	for {
-		next, err := f.state(d, workspace, old, epoch, signer, modules, unmet)
-		if atelier.CodeOf(err) != atelier.TooLarge || len(modules) == 0 {
-			return next, err
-		}
-		// The newest deployment gives way; the others run on.
-		last := modules[len(modules)-1]
-		modules = modules[:len(modules)-1]
-		unmet = append(unmet, catalog.Unmet{Deployment: last.Deployment, Name: last.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
-			fmt.Sprintf("Deployment %s brings %d files; with it, %v.", last.Name, len(last.Content()), err))})
+	next, err := f.state(d, workspace, old, epoch, signer, modules, unmet)
+	if atelier.CodeOf(err) != atelier.TooLarge {
+		return next, err
 	}
+	// Each that does not fit beside those that were there before it gives way;
+	// the others run.
+	var kept []atelier.Module
+	for _, m := range modules {
+		_, err := f.state(d, workspace, old, epoch, signer, append(kept, m), unmet)
+		switch atelier.CodeOf(err) {
+		case "":
+			kept = append(kept, m)
+		case atelier.TooLarge:
+			unmet = append(unmet, catalog.Unmet{Deployment: m.Deployment, Name: m.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
+				fmt.Sprintf("Deployment %s brings %d files; with it, %v.", m.Name, len(m.Content()), err))})
+		default:
+			return nil, err
+		}
+	}
+	return f.state(d, workspace, old, epoch, signer, kept, unmet)
 }
 
 // state returns the device's desired state with the modules, nil where the present

@@ -67,7 +67,7 @@ func problemOf(ctx context.Context, err error) *Problem {
 		p.Remedy = "Look for the request's id in the hub's log, and report it if the cause is not yours to mend."
 	case p.Status >= 500:
 		logFrom(ctx).LogAttrs(ctx, slog.LevelError, "request failed", request, slog.Any("error", e))
-	default:
+	case e.Code != atelier.NotFound: // which everybody asks for before they make something
 		logFrom(ctx).LogAttrs(ctx, slog.LevelInfo, "request refused", request, slog.Any("error", e))
 	}
 	return p.complete(ctx)

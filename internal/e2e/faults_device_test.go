@@ -185,14 +185,14 @@ func (w *world) signalModule(t testing.TB, d *device, deployment string, sig sys
 	eventually(t, patience, func() error {
 		held, err := filepath.Glob(filepath.Join(d.state(), "instances", "process", shown.ID+"-*", "status.json"))
 		if err != nil || len(held) == 0 {
-			return fmt.Errorf("no process of %s: %w", deployment, err)
+			return fmt.Errorf("no process of %s: %v", deployment, err)
 		}
 		var s struct {
 			Phase string
 			PID   int
 		}
 		if err := json.Unmarshal([]byte(read(t, held[0])), &s); err != nil || s.Phase != "running" {
-			return fmt.Errorf("%s is %q: %w", deployment, s.Phase, err)
+			return fmt.Errorf("%s is %q: %v", deployment, s.Phase, err)
 		}
 		if _, err := w.endpoint(deployment).try(d, 1); err != nil {
 			return err
@@ -242,6 +242,43 @@ func machineFaults(w *world) []fault {
 				w.connected(d)
 			},
 			told: []place{w.why("busy", "condition Gateway"), w.at("busy").status("Gateway"), w.at("busy").agent.log()},
+		},
+		{
+			name: "a desired state that cannot be saved", where: "the device's disk is full", reason: "StateNotDurable",
+			says: []string{"desired.json", "no space left on device"}, remedy: "Free disk space",
+			inject: func(t testing.TB) {
+				d := w.prepare("brim")
+				tmpfs(t, d.state(), "4m")
+				w.agentJoins(d, w.joinCommand())
+				w.startAgent(d)
+				w.connected(d)
+				fill(t, filepath.Join(d.state(), "filler"), 4<<20)
+				w.deploys("digits", "brim", d)
+			},
+			told: []place{w.why("brim", "condition StateDurable"), w.why("brim", "desired state"), w.at("brim").status("StateDurable"), w.at("brim").agent.log()},
+		},
+		{
+			name: "measurements that cannot be kept", where: "the device's disk is full", reason: "TelemetryLost",
+			says: []string{"batches", "were given up", "no space left on device"}, remedy: "telemetry.spool_bytes",
+			told: []place{w.why("brim", "condition Telemetry"), w.at("brim").status("Telemetry"), w.at("brim").agent.log()},
+		},
+		{
+			name: "content that is damaged on the device's disk", where: "a byte of the device's content store", reason: "DigestMismatch",
+			says: []string{"sha256:", "now has the digest"}, remedy: "Check the disk",
+			inject: func(t testing.TB) {
+				d := w.join("worn")
+				w.deploys("digits", "worn", d)
+				e := w.endpoint("worn")
+				eventually(t, patience, func() error { _, err := e.try(d, 1); return err })
+				d.agent.signal(t, syscall.SIGTERM)
+				if _, errOut, err := d.runs("down"); err != nil {
+					t.Fatalf("%v: %s", err, errOut)
+				}
+				flip(t, blobOf(t, d.state(), digits(1)))
+				d.agent.start(t)
+				eventually(t, patience, func() error { _, err := e.try(d, 1); return err }) // and it mends itself
+			},
+			told: []place{w.at("worn").agent.log()},
 		},
 		missing(w, "atelier-gateway", "GatewayDown", "condition Gateway", "Gateway"),
 		missing(w, "atelier-shim", "StartFailed", "deployment digits", "digits"),
@@ -293,7 +330,7 @@ func machineFaults(w *world) []fault {
 		},
 		{
 			name: "a state directory that is read-only", where: "the device's disk", reason: "internal",
-			says: []string{"read-only file system", "state"}, remedy: "Let the program's user write",
+			says: []string{"read-only file system", "state"}, remedy: "findmnt -T",
 			inject: func(t testing.TB) {
 				d := w.prepare("frozen")
 				w.agentJoins(d, w.joinCommand())

@@ -246,7 +246,7 @@ func faultsOfAFullHub(t *testing.T) {
 	w.atelier("workspace", "create", "plant")
 	inject(t, []fault{{
 		name: "a hub's disk that is full", where: "the hub's disk", reason: "no_space",
-		says: []string{"no space left on device"}, remedy: "Free disk space",
+		says: []string{data, "is full"}, remedy: "df -h",
 		inject: func(t testing.TB) { fill(t, filepath.Join(data, "filler"), 64<<20) },
 		told:   []place{w.command("no_space", 4, "model", "register", "digits", digits(1)), w.hub.log()},
 	}})

@@ -47,7 +47,7 @@ func Open(ctx context.Context, dsn string) (store.Store, error) {
 		// the whole transaction would be taken before the lock is granted.
 		Writer: pool(config, 1), Lock: writerLock,
 		Reader: pool(config, readers), View: sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		Migrations: goose.DialectPostgres,
+		Migrations: goose.DialectPostgres, Place: "a PostgreSQL server",
 		// Ids sort byte by byte, whatever the database's locale.
 		Types: strings.NewReplacer(" TEXT ", ` TEXT COLLATE "C" `, " BLOB ", " BYTEA "),
 		Fault: classify,

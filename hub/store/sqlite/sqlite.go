@@ -60,7 +60,7 @@ func Open(ctx context.Context, path string, options ...Option) (store.Store, err
 	}
 	engine := sqlstore.Engine{
 		Writer: writer, Reader: reader, View: sql.TxOptions{ReadOnly: true},
-		Migrations: goose.DialectSQLite3,
+		Migrations: goose.DialectSQLite3, Place: path,
 		Fault: func(err error) sqlstore.Fault {
 			return classify(err, func() (int64, error) { return durable.OS{}.Free(filepath.Dir(path)) })
 		},

@@ -38,6 +38,8 @@ type Engine struct {
 	Migrations goose.Dialect
 	// Types replaces SQLite's column types in the schema; nil for none.
 	Types *strings.Replacer
+	// Place says where the database is, for people.
+	Place string
 	// Fault classifies an error of the driver.
 	Fault func(error) Fault
 	// Now is the clock that changes are stamped with; nil for time.Now.
@@ -175,8 +177,8 @@ func (s *Store) fault(doing string, err error) error {
 	}
 	switch s.engine.Fault(err) {
 	case Full:
-		return atelier.Errorf(atelier.NoSpace, "store: %s: the disk is full: %w", doing, err).
-			WithRemedy("Free space on the disk that holds the hub's database.")
+		return atelier.Errorf(atelier.NoSpace, "the disk of the hub's database, %s, is full: %s: %w", s.engine.Place, doing, err).
+			WithRemedy("Free disk space there; 'df -h' on the machine shows how much there is.")
 	case Offline, Rerun:
 		return atelier.Errorf(atelier.Unavailable, "store: %s: %w", doing, err).
 			WithRemedy("Check that the hub's database is up and not held by another program, then try again.")
