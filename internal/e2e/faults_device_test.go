@@ -18,10 +18,9 @@ import (
 	"testing"
 )
 
-// TestFaultsOfDevices injects what goes wrong on devices and in what is deployed
-// to them, all below one hub.
-func TestFaultsOfDevices(t *testing.T) {
-	t.Parallel()
+// faultsOfDevices are what goes wrong on devices and in what is deployed to them,
+// all below one hub.
+func faultsOfDevices(t *testing.T) {
 	w := newWorld(t)
 	w.atelier("workspace", "create", "plant")
 	w.registerRuntime()
@@ -244,7 +243,7 @@ func machineFaults(w *world) []fault {
 			told: []place{w.why("busy", "condition Gateway"), w.at("busy").status("Gateway"), w.at("busy").agent.log()},
 		},
 		{
-			name: "a desired state that cannot be saved", where: "the device's disk is full", reason: "StateNotDurable",
+			name: "a desired state that cannot be saved", root: true, where: "the device's disk is full", reason: "StateNotDurable",
 			says: []string{"desired.json", "no space left on device"}, remedy: "Free disk space",
 			inject: func(t testing.TB) {
 				d := w.prepare("brim")
@@ -258,7 +257,7 @@ func machineFaults(w *world) []fault {
 			told: []place{w.why("brim", "condition StateDurable"), w.why("brim", "desired state"), w.at("brim").status("StateDurable"), w.at("brim").agent.log()},
 		},
 		{
-			name: "measurements that cannot be kept", where: "the device's disk is full", reason: "TelemetryLost",
+			name: "measurements that cannot be kept", root: true, where: "the device's disk is full", reason: "TelemetryLost",
 			says: []string{"batches", "were given up", "no space left on device"}, remedy: "telemetry.spool_bytes",
 			told: []place{w.why("brim", "condition Telemetry"), w.at("brim").status("Telemetry"), w.at("brim").agent.log()},
 		},
@@ -301,7 +300,7 @@ func machineFaults(w *world) []fault {
 			told: w.tells(w.at("foreign"), "foreign"),
 		},
 		{
-			name: "a library that the runtime needs is missing", where: "the device's /usr/lib", reason: "RuntimeMissing",
+			name: "a library that the runtime needs is missing", root: true, where: "the device's /usr/lib", reason: "RuntimeMissing",
 			says: []string{"bare", "libstdc++.so.6", "libstdc++6"}, remedy: "Install",
 			inject: func(t testing.TB) {
 				d := w.prepare("bare")
@@ -315,7 +314,7 @@ func machineFaults(w *world) []fault {
 			told: []place{w.why("bare", "deployment bare")},
 		},
 		{
-			name: "too little memory for a model", where: "the device's /proc/meminfo", reason: "MemoryShort",
+			name: "too little memory for a model", root: true, where: "the device's /proc/meminfo", reason: "MemoryShort",
 			says: []string{"MiB", "available"}, remedy: "Stop another module",
 			inject: func(t testing.TB) {
 				d := w.prepare("tiny")
@@ -329,7 +328,7 @@ func machineFaults(w *world) []fault {
 			told: w.tells(w.at("tiny"), "tiny"),
 		},
 		{
-			name: "a state directory that is read-only", where: "the device's disk", reason: "internal",
+			name: "a state directory that is read-only", root: true, where: "the device's disk", reason: "internal",
 			says: []string{"read-only file system", "state"}, remedy: "findmnt -T",
 			inject: func(t testing.TB) {
 				d := w.prepare("frozen")
@@ -391,7 +390,7 @@ func missing(w *world, program, reason, subject, about string) fault {
 // onFullDisk gives a device a disk that cannot hold the runtime.
 func onFullDisk(w *world) fault {
 	return fault{
-		name: "a disk too small for the content", where: "the device's disk", reason: "NoSpace",
+		name: "a disk too small for the content", root: true, where: "the device's disk", reason: "NoSpace",
 		says: []string{"MiB", "free", "reserve"}, remedy: "Free at least",
 		inject: func(t testing.TB) {
 			d := w.prepare("full")
@@ -409,26 +408,12 @@ func onFullDisk(w *world) fault {
 // which a script was run first.
 func inNamespace(t testing.TB, d *device, script string) {
 	t.Helper()
-	asRoot(t)
 	d.agent.Path = tool(t, "unshare")
 	d.agent.Args = []string{"--mount", "sh", "-ec", script + "; exec " + filepath.Join(bin, "atelier-agent") + " run --config " + d.config}
 }
 
-// asRoot skips a test that mounts where it does not run as root; CI does.
-func asRoot(t testing.TB) {
-	t.Helper()
-	if os.Getuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("this test mounts file systems, and CI runs it as root")
-	}
-	t.Skip("this test mounts file systems: run it as root")
-}
-
 func mount(t testing.TB, args ...string) {
 	t.Helper()
-	asRoot(t)
 	if out, err := exec.Command(tool(t, "mount"), args...).CombinedOutput(); err != nil {
 		t.Fatalf("mount %v: %v: %s", args, err, out)
 	}

@@ -26,8 +26,25 @@ type fault struct {
 	reason string
 	says   []string // parts of the sentence
 	remedy string   // a part of the remedy
+	root   bool     // to inject it, file systems are mounted
 	inject func(t testing.TB)
 	told   []place // all the places that must tell it
+}
+
+// TestFaults injects faults into the built programs and asks for what is said of
+// them. With FAULTS_TABLE=FILE it writes the table of docs/reliability.md.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	t.Cleanup(func() { checkFaultTable(t) })
+	for name, faults := range map[string]func(*testing.T){
+		"devices": faultsOfDevices, "joining": faultsOfJoining, "runtimes": faultsOfRuntimes,
+		"away": faultsOfAHubThatIsAway, "broker": faultsOfABroker, "disk": faultsOfAFullHub,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			faults(t)
+		})
+	}
 }
 
 // word is what a place says of a fault.
@@ -47,12 +64,15 @@ const patience = 40 * time.Second
 func inject(t *testing.T, faults []fault) {
 	t.Helper()
 	for _, f := range faults {
-		if f.inject != nil {
+		if f.inject != nil && (!f.root || isRoot(t)) {
 			f.inject(t)
 		}
 	}
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
+			if f.root && !isRoot(t) {
+				t.Skip("to inject this, file systems are mounted: run it as root")
+			}
 			var said word
 			for _, p := range f.told {
 				eventually(t, patience, func() error {
@@ -76,6 +96,14 @@ func inject(t *testing.T, faults []fault) {
 	}
 }
 
+// isRoot reports whether the test may mount file systems; in CI it must.
+func isRoot(t testing.TB) bool {
+	if os.Getuid() != 0 && os.Getenv("CI") == "true" {
+		t.Fatal("this test mounts file systems, and CI runs it as root")
+	}
+	return os.Getuid() == 0
+}
+
 func (f *fault) is(w word) bool {
 	ok := w.Reason == f.reason && strings.Contains(w.Remedy, f.remedy)
 	for _, part := range f.says {
@@ -97,9 +125,7 @@ func noteFault(f fault, said word) {
 	faultTable.rows = append(faultTable.rows, fmt.Sprintf("| %s | %s | %s | %s | %s |", f.name, f.where, said.Reason, cell(said.Message), cell(said.Remedy)))
 }
 
-// TestFaultsAreDocumented runs after the others of this file's kind have: it
-// prints the table where FAULTS_TABLE names a file, and compares its faults with
-// docs/reliability.md.
+// checkFaultTable compares the faults of this run with docs/reliability.md.
 func checkFaultTable(t *testing.T) {
 	t.Helper()
 	faultTable.mu.Lock()
