@@ -130,6 +130,8 @@ func Open(cfg Config) (*Store, error) {
 	opts.OutOfOrderTimeWindow = cfg.Late.Milliseconds()
 	opts.MinBlockDuration = cfg.Block.Milliseconds()
 	opts.MaxBlockDuration = max(opts.MinBlockDuration, cfg.Retention.Milliseconds()/10)
+	// A segment is allocated in full while its block is written: half a gigabyte by default.
+	opts.MaxBlockChunkSegmentSize = 32 << 20
 	opts.WALCompression = compression.Snappy
 	db, err := tsdb.Open(s.tsdbDir(), slog.New(warnings{cfg.Log.Handler()}), cfg.Metrics, opts, nil)
 	if err != nil {
