@@ -54,10 +54,10 @@ type conn struct {
 func (c *conn) run(ctx context.Context) {
 	which := 0
 	for failures := 0; ; failures++ {
-		began := time.Now()
+		var held time.Duration
 		broker, others, err := c.broker(which)
 		if err == nil {
-			err = c.once(ctx, broker)
+			held, err = c.once(ctx, broker)
 		} else {
 			c.onDown("", err)
 		}
@@ -68,7 +68,7 @@ func (c *conn) run(ctx context.Context) {
 		switch {
 		case errors.Is(err, errReconnect):
 			failures = -1
-		case time.Since(began) > stable:
+		case held > stable:
 			failures = 0
 			delay = c.opts.Backoff.Delay(0)
 		default:
@@ -94,11 +94,12 @@ func (c *conn) broker(which int) (u *url.URL, others int, err error) {
 	return brokers[which%len(brokers)], len(brokers) - 1, nil
 }
 
-// once makes one connection and returns when it has ended, with the reason.
-func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
+// once makes one connection and returns when it has ended: how long it held once it
+// was there, and the reason.
+func (c *conn) once(ctx context.Context, broker *url.URL) (held time.Duration, err error) {
 	session, err := c.open()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	made := false
 	defer func() {
@@ -113,30 +114,31 @@ func (c *conn) once(ctx context.Context, broker *url.URL) (err error) {
 	defer cancel()
 	if err := wait(ctxConnect, client.Connect()); err != nil {
 		client.Disconnect(0) // ends an attempt that is still under way
-		return fmt.Errorf("connect: %w", err)
+		return 0, fmt.Errorf("connect: %w", err)
 	}
 	defer client.Disconnect(250)
 	subscribed := client.Subscribe(c.topic, 0, func(_ mqtt.Client, m mqtt.Message) { c.receive(m.Payload()) })
 	if err := wait(ctxConnect, subscribed); err != nil {
-		return fmt.Errorf("subscribe to %s: %w", c.topic, err)
+		return 0, fmt.Errorf("subscribe to %s: %w", c.topic, err)
 	}
 	if sub, ok := subscribed.(*mqtt.SubscribeToken); ok && sub.Result()[c.topic] >= 0x80 {
-		return fmt.Errorf("subscribe to %s: %w", c.topic, errRefused)
+		return 0, fmt.Errorf("subscribe to %s: %w", c.topic, errRefused)
 	}
 	made = true
 	c.set(client, dropped)
 	defer c.set(nil, nil)
 	c.opts.Log.Info("connected to the hub", "channel", c.name, "broker", broker.Host)
 	c.other.nudge()
+	up := time.Now()
 	c.onUp(session.ID)
 	select {
-	case err := <-lost:
-		return err
+	case err = <-lost:
 	case <-dropped:
-		return errReconnect
+		err = errReconnect
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	}
+	return time.Since(up), err
 }
 
 func (c *conn) options(ctx context.Context, broker *url.URL, session Session, lost chan<- error) *mqtt.ClientOptions {

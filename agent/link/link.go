@@ -90,8 +90,11 @@ func (b Backoff) Delay(n int) time.Duration {
 	return time.Duration(b.Random() * float64(most))
 }
 
-// stable is how long a connection must have held for the back-off to begin anew.
-const stable = time.Minute
+// stable is how long a connection must have held for the back-off to begin anew: short,
+// so that a link that is cut every few seconds is used in between. A hub that took
+// 10,000 devices in and lost them again as fast as that would see no more attempts
+// than one that is away; see DefaultBackoff.
+const stable = 5 * time.Second
 
 // Link is a device's connection to its hub. Its methods are safe for concurrent use.
 type Link struct {
