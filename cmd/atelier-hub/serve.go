@@ -148,8 +148,9 @@ type hub struct {
 	fleet     *fleet.Fleet
 	api       http.Handler
 	tls       *authority.Authority
-	webSocket http.Handler // nil with an external broker
-	mqtt      string       // where devices connect
+	admit     func(device string, cert *x509.Certificate) error // asked at each handshake of a device
+	webSocket http.Handler                                      // nil with an external broker
+	mqtt      string                                            // where devices connect
 }
 
 func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
@@ -172,7 +173,10 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	if err != nil {
 		return nil, err
 	}
-	bus, err := h.newBus(c, b, devices, listener)
+	h.admit = func(device string, cert *x509.Certificate) error {
+		return devices.Admit(context.Background(), device, cert) // a handshake belongs to no request
+	}
+	bus, err := h.newBus(c, b, listener)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +222,7 @@ func brokerAddresses(c config, web net.Addr) (net.Listener, []string, error) {
 
 // newBus makes the bus to the devices: the embedded broker on listener, or a
 // client of another one where there is none.
-func (h *hub) newBus(c config, b *base, devices *enrol.Service, listener net.Listener) (broker.Bus, error) {
+func (h *hub) newBus(c config, b *base, listener net.Listener) (broker.Bus, error) {
 	log := part(c.log, "broker")
 	if listener == nil {
 		authorities := x509.NewCertPool()
@@ -229,10 +233,7 @@ func (h *hub) newBus(c config, b *base, devices *enrol.Service, listener net.Lis
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return b.authority.HubClient() },
 		}})
 	}
-	admit := func(device string, cert *x509.Certificate) error {
-		return devices.Admit(context.Background(), device, cert) // a handshake belongs to no request
-	}
-	bus, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: listener, TLS: b.authority.MQTT(admit), Log: log})
+	bus, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: listener, TLS: b.authority.MQTT(h.admit), Log: log})
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
@@ -283,7 +284,7 @@ func (h *hub) serveWeb(ctx context.Context, c config, listener net.Listener) err
 	// Watches and slow uploads last as long as their clients do: neither a read
 	// nor a write deadline stands over a whole request.
 	server := &http.Server{
-		Handler: mux, TLSConfig: h.tls.HTTPS(),
+		Handler: mux, TLSConfig: h.tls.HTTPS(h.admit),
 		ReadHeaderTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(part(c.log, "rest").Handler(), slog.LevelDebug),

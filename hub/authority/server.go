@@ -14,14 +14,21 @@ import (
 	"github.com/atelier-edge/atelier/internal/trust"
 )
 
-// HTTPS returns the TLS configuration of the hub's HTTPS server.
-func (a *Authority) HTTPS() *tls.Config {
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS12,
-		NextProtos:     []string{"h2", "http/1.1"},
-		GetCertificate: a.serverCertificate,
-		Time:           a.now,
+// HTTPS returns the TLS configuration of the hub's HTTPS server. Callers prove
+// themselves by tokens; but a device that reaches MQTT over WebSocket shows its
+// certificate here, which is held to the same as by MQTT.
+func (a *Authority) HTTPS(admit func(device string, cert *x509.Certificate) error) *tls.Config {
+	c := a.MQTT(admit)
+	c.NextProtos = []string{"h2", "http/1.1"}
+	c.ClientAuth = tls.VerifyClientCertIfGiven
+	known := c.VerifyConnection
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 {
+			return nil
+		}
+		return known(s)
 	}
+	return c
 }
 
 // MQTT returns the TLS configuration of the hub's MQTT server: only devices

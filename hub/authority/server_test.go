@@ -66,7 +66,7 @@ func TestHTTPSUnderEveryName(t *testing.T) {
 		Dir: t.TempDir(), Now: c.Now,
 		Names: []string{"Hub.Example.org.", "10.1.2.3", "[2001:db8::1]", "localhost", "*.edge.example"},
 	})
-	addr := serve(t, a.HTTPS())
+	addr := serve(t, a.HTTPS(nil))
 	cfg := clientConfig(a)
 	for _, name := range []string{"localhost", "127.0.0.1", "::1", "hub.example.org", "10.1.2.3", "2001:db8::1", "a.edge.example"} {
 		cfg.ServerName = name
@@ -83,6 +83,27 @@ func TestHTTPSUnderEveryName(t *testing.T) {
 	cfg.ServerName = "localhost"
 	if err := dial(addr, cfg); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestHTTPSVerifiesWhatIsShown(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a := open(t, Options{Dir: t.TempDir(), Now: c.Now})
+	banned := atelier.NewID()
+	addr := serve(t, a.HTTPS(func(id string, _ *x509.Certificate) error {
+		if id == banned {
+			return errors.New("revoked")
+		}
+		return nil
+	}))
+	for _, certs := range [][]tls.Certificate{nil, {issue(t, a, device)}} {
+		if err := dial(addr, clientConfig(a, certs...)); err != nil {
+			t.Errorf("with %d certificates: %v", len(certs), err)
+		}
+	}
+	if err := dial(addr, clientConfig(a, issue(t, a, banned))); err == nil {
+		t.Error("a revoked device came in")
 	}
 }
 
