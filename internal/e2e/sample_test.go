@@ -58,6 +58,16 @@ func (o *observer) note(name, unit string, scale, share, slack, value float64) {
 	f.values = append(f.values, value)
 }
 
+// told reports whether the hub has heard of every device what they tell of themselves.
+func (o *observer) told() error {
+	for _, d := range o.devices {
+		if _, err := o.query(fmt.Sprintf(`last_over_time(go_goroutine_count{device=%q}[10m])`, d.name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sample takes one round of measurements.
 func (o *observer) sample() error {
 	text, err := o.get("/metrics")

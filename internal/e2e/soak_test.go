@@ -73,6 +73,9 @@ func TestDayInAnHour(t *testing.T) {
 	life.endpoint = w.endpoint("digits")
 	life.untilServed(t)
 
+	observer := newObserver(w, devices...)
+	eventually(t, time.Minute, observer.told)
+
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var running sync.WaitGroup
@@ -87,7 +90,6 @@ func TestDayInAnHour(t *testing.T) {
 	for _, d := range devices {
 		running.Go(func() { life.ask(ctx, d) })
 	}
-	observer := newObserver(w, devices...)
 	began := time.Now()
 	live(t, s, life, observer, done)
 	lasted := time.Since(began).Round(time.Second)

@@ -42,8 +42,8 @@ func startToxiproxy(t testing.TB, dir string, links map[string][2]string) *toxip
 		t.Fatal(err)
 	}
 	x := &toxiproxy{api: "http://" + api}
-	p := built("", filepath.Join(dir, "toxiproxy.log"), "-host", host, "-port", port)
-	p.Path = found[0]
+	p := built("", filepath.Join(dir, "toxiproxy.log"), "LOG_LEVEL=error", found[0], "-host", host, "-port", port)
+	p.Path = "/usr/bin/env"
 	serves(t, p, api)
 	for name, link := range links {
 		x.proxies = append(x.proxies, name)
