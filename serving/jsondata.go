@@ -78,7 +78,7 @@ func (p *dataParser) value(depth int) error {
 		return p.bad("ends too early")
 	}
 	if p.raw[p.at] != '[' {
-		if p.leaf == 0 {
+		if p.leaf == 0 && depth == len(p.dims) { // no list, not even an empty one, went deeper
 			p.leaf = depth + 1
 		}
 		if p.leaf != depth+1 {

@@ -81,6 +81,9 @@ func localFiles(paths []string) ([]localFile, error) {
 			return nil, atelier.Errorf(atelier.Invalid, "read %s: %w", p, err)
 		}
 		if !info.IsDir() {
+			if !info.Mode().IsRegular() { // a device or a pipe may never end
+				return nil, atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", p)
+			}
 			if err := add(p, filepath.Base(p), info.Size()); err != nil {
 				return nil, err
 			}
@@ -92,7 +95,8 @@ func localFiles(paths []string) ([]localFile, error) {
 			}
 			info, err := os.Stat(at) // follows links: what they point to is registered
 			if err != nil {
-				return err
+				return atelier.Errorf(atelier.Invalid, "%s cannot be read: %w", at, err).
+					WithRemedy("Mend or remove it, or name the files to register one by one.")
 			}
 			if !info.Mode().IsRegular() {
 				return atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", at)

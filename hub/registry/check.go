@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,10 +44,10 @@ func checkPaths(files []atelier.File) error {
 	for i, f := range files {
 		field := fmt.Sprintf("files[%d]", i)
 		if err := atelier.CheckFilePath(f.Path); err != nil {
-			return err
+			return inField(err, field+".path")
 		}
 		if _, err := atelier.ParseDigest(string(f.Digest)); err != nil {
-			return err
+			return inField(err, field+".digest")
 		}
 		if seen[f.Path] {
 			return atelier.Errorf(atelier.Invalid, "two files have the path %q", f.Path).WithField(field + ".path")
@@ -62,6 +63,15 @@ func checkPaths(files []atelier.File) error {
 	}
 	slices.SortFunc(files, func(a, b atelier.File) int { return strings.Compare(a.Path, b.Path) })
 	return nil
+}
+
+// inField says which part of the request err is about.
+func inField(err error, field string) error {
+	var e *atelier.Error
+	if errors.As(err, &e) {
+		return e.WithField(field)
+	}
+	return err
 }
 
 // parent returns the directory of a path, "" for none.
