@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,11 +88,11 @@ func newWorld(p point, dir string) (*world, error) {
 	if w.disk, err = powerfs.Mount(mount); err != nil {
 		return nil, err
 	}
-	listen, err := boot.FreeAddress()
+	listen, err := address()
 	if err != nil {
 		return w, err
 	}
-	mqtt, err := boot.FreeAddress()
+	mqtt, err := address()
 	if err != nil {
 		return w, err
 	}
@@ -101,6 +102,35 @@ func newWorld(p point, dir string) (*world, error) {
 	return w, nil
 }
 
+// ports are below those that the kernel hands out: while a program is down, nobody
+// else's connection may come to have its port.
+var ports struct {
+	sync.Mutex
+	next int
+}
+
+// address returns a loopback address that is free, and that no other point gets.
+func address() (string, error) {
+	const lowest, count = 12000, 18000
+	ports.Lock()
+	defer ports.Unlock()
+	if ports.next == 0 {
+		ports.next = os.Getpid() * 97 // away from another run's
+	}
+	for {
+		ports.next++
+		a := fmt.Sprintf("127.0.0.1:%d", lowest+ports.next%count)
+		l, err := net.Listen("tcp", a)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return a, l.Close()
+	}
+}
+
 func (w *world) device(name string) (*device, error) {
 	d := &device{name: name, dir: filepath.Join(w.dir, name)}
 	d.state = filepath.Join(d.dir, "disk", "state")
@@ -108,7 +138,7 @@ func (w *world) device(name string) (*device, error) {
 		return nil, err
 	}
 	var err error
-	if d.gateway, err = boot.FreeAddress(); err != nil {
+	if d.gateway, err = address(); err != nil {
 		return nil, err
 	}
 	config := fmt.Sprintf("[paths]\nstate = %q\nrun = %q\nprograms = %q\n[gateway]\nlisten = %q\n[telemetry]\ninterval = \"1s\"\n[disk]\nballast_bytes = 4096\n",
