@@ -73,9 +73,16 @@ func (d *Disk) mount() error {
 	return server.WaitMount()
 }
 
+// lingering is how long a program that was killed may take to let go of its files.
+const lingering = 30 * time.Second
+
 // Close unmounts the disk. No program may use it any more.
 func (d *Disk) Close() error {
-	err := d.server.Unmount()
+	begin := time.Now()
+	err := d.server.Unmount() // waits a little itself
+	for errors.Is(err, syscall.EBUSY) && time.Since(begin) < lingering {
+		err = d.server.Unmount()
+	}
 	if errors.Is(err, syscall.EBUSY) {
 		// Somebody holds it: better out of the way than in the next test's.
 		err = errors.Join(err, syscall.Unmount(d.dir, syscall.MNT_DETACH))
