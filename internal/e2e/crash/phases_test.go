@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -332,23 +333,19 @@ func (w *world) measure(ctx context.Context) error {
 	return w.newSamples(ctx, 3)
 }
 
+// newSamples waits until the hub has shown n more samples of each device than it
+// shows now, and remembers all that it has shown.
 func (w *world) newSamples(ctx context.Context, n int) error {
+	if err := w.look(ctx); err != nil {
+		return err
+	}
 	before := map[string]int{}
 	for name, samples := range w.acked.telemetry {
 		before[name] = len(samples)
 	}
 	return boot.Eventually(ctx, patience, func() error {
-		shown, err := w.samples(ctx)
-		if err != nil {
+		if err := w.look(ctx); err != nil {
 			return err
-		}
-		for name, samples := range shown {
-			if w.acked.telemetry[name] == nil {
-				w.acked.telemetry[name] = map[string]string{}
-			}
-			for at, value := range samples {
-				w.acked.telemetry[name][at] = value
-			}
 		}
 		for _, d := range []*device{w.one, w.two} {
 			if got := len(w.acked.telemetry[d.name]) - before[d.name]; got < n {
@@ -357,6 +354,21 @@ func (w *world) newSamples(ctx context.Context, n int) error {
 		}
 		return nil
 	})
+}
+
+// look remembers the samples that the hub shows.
+func (w *world) look(ctx context.Context) error {
+	shown, err := w.samples(ctx)
+	if err != nil {
+		return err
+	}
+	for name, samples := range shown {
+		if w.acked.telemetry[name] == nil {
+			w.acked.telemetry[name] = map[string]string{}
+		}
+		maps.Copy(w.acked.telemetry[name], samples)
+	}
+	return nil
 }
 
 // samples asks the hub for the devices' samples: value by time by device.
