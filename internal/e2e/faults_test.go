@@ -276,9 +276,9 @@ func logged(line string) (w word, ok bool) {
 	return w, ok
 }
 
-// refusal is what a command says that fails with an exit code, which stands for
+// refusalOf is what a command says that fails with an exit code, which stands for
 // the code of an error.
-func refusal(name, code string, exit int, command func() (errOut string, exit int)) place {
+func refusalOf(name, code string, exit int, command func() (errOut string, exit int)) place {
 	return place{name, func() ([]word, error) {
 		errOut, got := command()
 		if got != exit {
@@ -302,7 +302,7 @@ func split(errOut string) (message, remedy string) {
 
 // command is the command line atelier as something that is refused.
 func (w *world) command(code string, exit int, args ...string) place {
-	return refusal("atelier "+args[0], code, exit, func() (string, int) {
+	return refusalOf("atelier "+args[0], code, exit, func() (string, int) {
 		_, errOut, err := run(w.t.Context(), w.env, filepath.Join(bin, "atelier"), args...)
 		return errOut, exitCode(err)
 	})
@@ -310,7 +310,7 @@ func (w *world) command(code string, exit int, args ...string) place {
 
 // command is the command line atelier-agent as something that is refused.
 func (d *device) command(code string, exit int, args ...string) place {
-	return refusal("atelier-agent "+args[0], code, exit, func() (string, int) {
+	return refusalOf("atelier-agent "+args[0], code, exit, func() (string, int) {
 		_, errOut, err := d.runs(args[0], args[1:]...)
 		return errOut, exitCode(err)
 	})
