@@ -217,7 +217,7 @@ func (d *device) asks(endpoint, key string) place {
 		if err != nil {
 			return nil, err
 		}
-		return problem(b)
+		return problemWords(b)
 	}}
 }
 

@@ -343,8 +343,8 @@ func (w *world) get(path string, v any) error {
 	return json.Unmarshal(b, v)
 }
 
-// problem reads problem details (RFC 9457).
-func problem(b []byte) ([]word, error) {
+// problemWords reads problem details (RFC 9457).
+func problemWords(b []byte) ([]word, error) {
 	var p struct{ Code, Detail, Remedy string }
 	if err := json.Unmarshal(b, &p); err != nil {
 		return nil, fmt.Errorf("%w: %s", err, b)
