@@ -77,15 +77,15 @@ func (x *toxiproxy) do(ctx context.Context, method, path string, body any) error
 	return err
 }
 
-// fault is a way in which a link goes wrong: a toxic, or "down".
-type fault struct {
+// linkFault is a way in which a link goes wrong: a toxic, or "down".
+type linkFault struct {
 	kind       string
 	stream     string
 	attributes map[string]any
 }
 
-// faults are taken in turn; their order and their times come from the seed.
-var faults = []fault{
+// linkFaults are taken in turn; their order and their times come from the seed.
+var linkFaults = []linkFault{
 	{kind: "down"},
 	{"reset_peer", "downstream", map[string]any{"timeout": 0}},
 	{"timeout", "upstream", map[string]any{"timeout": 0}}, // a black hole, as a cable that was pulled
@@ -108,15 +108,15 @@ func (x *toxiproxy) trouble(ctx context.Context, seed uint64, done *cuts) error 
 	r := rand.New(rand.NewPCG(seed, 0))
 	between := func(low, high time.Duration) time.Duration { return low + time.Duration(r.Int64N(int64(high-low))) }
 	healed := context.WithoutCancel(ctx)
-	order := faults
+	order := linkFaults
 	for i := 0; ; i++ {
-		if i%len(faults) == 0 { // each as often, in another order each time
+		if i%len(linkFaults) == 0 { // each as often, in another order each time
 			order = nil
-			for _, at := range r.Perm(len(faults)) {
-				order = append(order, faults[at])
+			for _, at := range r.Perm(len(linkFaults)) {
+				order = append(order, linkFaults[at])
 			}
 		}
-		f := order[i%len(faults)]
+		f := order[i%len(linkFaults)]
 		if !waits(ctx, between(2*time.Second, 5*time.Second)) {
 			return nil
 		}
@@ -137,7 +137,7 @@ func (x *toxiproxy) trouble(ctx context.Context, seed uint64, done *cuts) error 
 	}
 }
 
-func (x *toxiproxy) begin(ctx context.Context, name string, f fault) error {
+func (x *toxiproxy) begin(ctx context.Context, name string, f linkFault) error {
 	if f.kind == "down" {
 		return x.do(ctx, http.MethodPost, "/proxies/"+name, map[string]any{"enabled": false})
 	}
@@ -146,7 +146,7 @@ func (x *toxiproxy) begin(ctx context.Context, name string, f fault) error {
 	})
 }
 
-func (x *toxiproxy) end(ctx context.Context, name string, f fault) error {
+func (x *toxiproxy) end(ctx context.Context, name string, f linkFault) error {
 	if f.kind == "down" {
 		return x.do(ctx, http.MethodPost, "/proxies/"+name, map[string]any{"enabled": true})
 	}
