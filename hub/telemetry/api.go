@@ -158,6 +158,9 @@ func (a *api) queryRange(ctx context.Context, r *http.Request) (any, annotations
 // when the query is closed.
 func run(ctx context.Context, q promql.Query, limit int) (any, annotations.Annotations, error) {
 	defer q.Close()
+	if err := checkSteps(q); err != nil {
+		return nil, nil, err
+	}
 	res := q.Exec(ctx)
 	if res.Err != nil {
 		return nil, nil, res.Err

@@ -29,6 +29,11 @@ func TestQueriesAreBounded(t *testing.T) {
 	}
 	at := start.Format(time.RFC3339)
 	expect(http.StatusUnprocessableEntity, "execution", url.Values{"query": {"sum_over_time(vector(1)[1d:1s])"}, "time": {at}})
+	for _, bomb := range []string{
+		"sum_over_time(vector(1)[3650d:1s])", "max_over_time(sum_over_time(g[1h:1s])[100y:1m])", "max_over_time(max_over_time(g[1s:1s])[1y:1h])", "g[290y:1ms]",
+	} {
+		expect(http.StatusBadRequest, "bad_data", url.Values{"query": {bomb}, "time": {at}})
+	}
 	expect(http.StatusServiceUnavailable, "timeout", url.Values{"query": {"g"}, "time": {at}, "timeout": {"0.000001"}})
 	w := httptest.NewRecorder()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/v1/query", strings.NewReader("query="+strings.Repeat("x", 2<<20)))

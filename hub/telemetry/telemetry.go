@@ -140,7 +140,7 @@ func Open(cfg Config) (*Store, error) {
 	s.db = db
 	s.engine = promql.NewEngine(promql.EngineOpts{
 		Logger: cfg.Log, MaxSamples: cfg.MaxSamples, Timeout: cfg.QueryTimeout,
-		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+		NoStepSubqueryIntervalFn: func(int64) int64 { return defaultStep.Milliseconds() },
 		EnableAtModifier:         true, EnableNegativeOffset: true, Parser: s.parser,
 	})
 	if err := s.recover(); err != nil {
