@@ -50,7 +50,8 @@ func (r *Registry) checkRoom(size int64) error {
 		return err
 	}
 	if need := max(size, 0); free-need < spareDisk {
-		return atelier.Errorf(atelier.NoSpace, "the hub's disk has %d bytes free, and this needs %d of them", free, need).
+		return atelier.Errorf(atelier.NoSpace, "the hub's disk has %s free, this takes %s, and %s stay in reserve",
+			atelier.FormatBytes(free), atelier.FormatBytes(need), atelier.FormatBytes(spareDisk)).
 			WithRemedy("Delete models or versions that nobody needs, or give the hub a larger disk.")
 	}
 	return nil

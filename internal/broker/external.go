@@ -90,7 +90,9 @@ func (x *External) Run(ctx context.Context, h Handler) error {
 			wg.Go(func() { x.subscribe(ctx, c, receive) })
 		}).
 		SetConnectionLostHandler(func(_ paho.Client, err error) {
-			x.log.Warn("lost the connection to the MQTT broker", "url", x.cfg.URL, "error", err)
+			x.log.Warn("no connection to the MQTT broker; the hub tries again", "error",
+				atelier.Errorf(atelier.Unavailable, "the connection to the MQTT broker %s broke: %w", x.cfg.URL, err).
+					WithRemedy("Check that the broker runs and lets the hub in; docs/brokers.md tells how it is set up."))
 		})
 	client := paho.NewClient(opts)
 	x.mu.Lock()

@@ -17,10 +17,10 @@ import (
 	"time"
 )
 
-// fault is one thing that goes wrong, and what must be said of it: a reason (or
+// incident is one thing that goes wrong, and what must be said of it: a reason (or
 // the code of an error), a sentence that names the particulars, and a remedy.
 // What is empty is not asked for.
-type fault struct {
+type incident struct {
 	name   string // as an operator would call it
 	where  string // where it is injected
 	reason string
@@ -57,11 +57,11 @@ type place struct {
 }
 
 // patience is how long a fault may take to be noticed and told.
-const patience = 40 * time.Second
+const patience = 2 * time.Minute
 
 // inject injects faults one after the other, and waits until each is told
 // everywhere where it must be.
-func inject(t *testing.T, faults []fault) {
+func inject(t *testing.T, faults []incident) {
 	t.Helper()
 	for _, f := range faults {
 		if f.inject != nil && (!f.root || isRoot(t)) {
@@ -104,7 +104,7 @@ func isRoot(t testing.TB) bool {
 	return os.Getuid() == 0
 }
 
-func (f *fault) is(w word) bool {
+func (f *incident) is(w word) bool {
 	ok := w.Reason == f.reason && strings.Contains(w.Remedy, f.remedy)
 	for _, part := range f.says {
 		ok = ok && strings.Contains(w.Message, part)
@@ -118,7 +118,7 @@ var faultTable struct {
 	rows []string
 }
 
-func noteFault(f fault, said word) {
+func noteFault(f incident, said word) {
 	cell := func(s string) string { return strings.NewReplacer("|", "\\|", "\n", " ").Replace(strings.TrimSpace(s)) }
 	faultTable.mu.Lock()
 	defer faultTable.mu.Unlock()
