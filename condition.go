@@ -71,6 +71,7 @@ const (
 	ConditionInSync       = "InSync"       // the device runs its newest desired state
 	ConditionStateDurable = "StateDurable" // the agent can save its state
 	ConditionCertificate  = "Certificate"  // the device's certificate is valid and renews
+	ConditionClock        = "Clock"        // the device's clock agrees with the hub's
 	ConditionGateway      = "Gateway"      // the gateway answers and has its address
 	ConditionTelemetry    = "Telemetry"    // what the device measures is kept until the hub has it
 	ConditionConfigured   = "Configured"   // the agent's configuration file is the one in force

@@ -31,6 +31,7 @@ const (
 	ReasonDriverDown         Reason = "DriverDown"
 	ReasonStateNotDurable    Reason = "StateNotDurable"
 	ReasonCertificateExpired Reason = "CertificateExpired"
+	ReasonClockUntrusted     Reason = "ClockUntrusted"
 	ReasonUnsupportedFeature Reason = "UnsupportedFeature"
 	ReasonSuperseded         Reason = "Superseded"
 	ReasonRevoked            Reason = "Revoked"
@@ -76,6 +77,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonDriverDown:         {"The program that drives the module's target does not answer.", "Read the log of atelier-agent on the device."},
 	ReasonStateNotDurable:    {"The agent could not save the desired state to its disk, and keeps running the old one.", "Free disk space or replace the disk of the device."},
 	ReasonCertificateExpired: {"The device's certificate ran out and could not be renewed.", "Let the device reach the hub's HTTPS port; check its clock."},
+	ReasonClockUntrusted:     {"The device's clock is not the hub's, and cannot be right.", "Set the device's clock, by NTP for example (or the hub's, where that one is wrong); until then the device goes by the hub's."},
 	ReasonUnsupportedFeature: {"The desired state needs a feature that this agent does not have.", "Update atelier-agent on the device."},
 	ReasonSuperseded:         {"A newer desired state replaced this one.", ""},
 	ReasonRevoked:            {"The device was revoked, and the hub no longer talks to it.", "Join the device again with a new token if it should come back."},

@@ -118,7 +118,7 @@ func Run(ctx context.Context, opts Options) error {
 
 // open makes all parts; nothing runs yet.
 func (a *agent) open() (err error) {
-	if a.identity, err = enrol.Load(enrol.Options{StateDir: a.places.State}); err != nil {
+	if a.identity, err = enrol.Load(enrol.Options{StateDir: a.places.State, Uptime: telemetry.Uptime}); err != nil {
 		return err
 	}
 	a.store, err = state.Open(state.Options{

@@ -134,6 +134,11 @@ func (a *agent) silent() {
 
 // Welcomed implements session.Events.
 func (a *agent) Welcomed(id string, w wire.Welcome) {
+	if err := a.identity.HubSays(w.Time); err != nil {
+		a.log.Error("connecting anew", "error", err)
+		a.link.Reconnect()
+		return
+	}
 	a.mu.Lock()
 	a.welcomed = id
 	stands := a.up == id

@@ -60,7 +60,7 @@ func (a *agent) conditions(modules []atelier.ModuleStatus) []atelier.Condition {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.inSync = sync.Following(a.inSync, time.Now())
-	return []atelier.Condition{a.inSync, a.store.Durable(), a.renewer.Condition(), a.gateway.Condition(), a.telemetry.Condition(), a.configured}
+	return []atelier.Condition{a.inSync, a.store.Durable(), a.renewer.Condition(), a.identity.ClockCondition(), a.gateway.Condition(), a.telemetry.Condition(), a.configured}
 }
 
 // inSync says whether modules are what is desired.

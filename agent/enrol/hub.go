@@ -28,6 +28,10 @@ const exchange = 30 * time.Second
 type hub struct {
 	base *url.URL
 	http *http.Client
+	// doubtful, where it is set, reports whether a hub whose certificate has that
+	// end may be another. unproven tells that one that answered was.
+	doubtful func(end time.Time) bool
+	unproven bool
 }
 
 // hubURL checks the address of a hub.
@@ -112,6 +116,9 @@ func (h *hub) do(ctx context.Context, method, path string, body []byte) ([]byte,
 		return nil, h.unreachable(err)
 	}
 	defer res.Body.Close()
+	if h.doubtful != nil && h.doubtful(res.TLS.PeerCertificates[0].NotAfter) {
+		h.unproven = true
+	}
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	if err != nil {
 		return nil, h.unreachable(err)

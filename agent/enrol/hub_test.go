@@ -36,6 +36,7 @@ type testHub struct {
 	now       func() time.Time
 
 	mu       sync.Mutex
+	server   tls.Certificate
 	life     time.Duration
 	devices  map[string]string // key id → device id
 	uses     int               // that the token has left
@@ -72,7 +73,12 @@ func newTestHub(t testing.TB, now func() time.Time, names ...string) *testHub {
 	mux.HandleFunc("POST /v1/renew", serve(h, h.renew))
 	srv := httptest.NewUnstartedServer(mux)
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that refuse the hub
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{server.Raw}, PrivateKey: key}}}
+	h.server = tls.Certificate{Certificate: [][]byte{server.Raw}, PrivateKey: key}
+	srv.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return &tls.Config{Certificates: []tls.Certificate{h.server}}, nil
+	}}
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	h.url = srv.URL

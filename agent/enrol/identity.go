@@ -46,11 +46,11 @@ type Identity struct {
 	// are kept by agent/state.
 	Root, Delegation wire.Raw
 
-	fs   durable.FS
-	path string
-	now  func() time.Time
-	ca   *x509.Certificate
-	key  *ecdsa.PrivateKey
+	fs    durable.FS
+	path  string
+	clock clock
+	ca    *x509.Certificate
+	key   *ecdsa.PrivateKey
 
 	mu    sync.Mutex // guards what renewal changes
 	saved saved
@@ -73,11 +73,14 @@ type saved struct {
 	Delegation    wire.Raw `json:"delegation"`
 }
 
-// Options say where an identity lies. FS and Now may be nil for the real ones.
+// Options say where an identity lies. FS, Now and Uptime may be nil for the real ones.
 type Options struct {
 	StateDir string
 	FS       durable.FS
 	Now      func() time.Time
+	// Uptime is the time since some moment of the past, whatever becomes of the
+	// clock; best one that goes on while the machine is suspended.
+	Uptime func() time.Duration
 }
 
 func (o Options) complete() Options {
@@ -86,6 +89,10 @@ func (o Options) complete() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Uptime == nil {
+		began := time.Now()
+		o.Uptime = func() time.Duration { return time.Since(began) }
 	}
 	return o
 }
@@ -148,7 +155,7 @@ func (o Options) parse(b []byte) (*Identity, error) {
 	return &Identity{
 		Hub: s.Hub, Device: s.Device, Name: s.Name, Workspace: s.Workspace, WorkspaceName: s.WorkspaceName,
 		Shard: s.Shard, Root: s.Root, Delegation: s.Delegation,
-		fs: o.FS, path: o.path(identityFile), now: o.Now,
+		fs: o.FS, path: o.path(identityFile), clock: clock{now: o.Now, uptime: o.Uptime},
 		ca: ca, key: key, saved: s, cert: cert,
 	}, nil
 }
@@ -202,30 +209,31 @@ func (id *Identity) Signer() (trust.Signer, error) { return trust.NewSigner(id.k
 // present certificate. Ask for it with each connection, since renewal replaces it.
 func (id *Identity) TLSConfig() (*tls.Config, error) {
 	cert := id.Certificate()
-	cfg := verifying(id.ca, id.clock)
+	cfg := verifying(id.ca, id.judge)
+	cfg.VerifyConnection = id.admitted
 	cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: id.key, Leaf: cert}}
 	return cfg, nil
 }
 
-// clock is the time by which certificates are judged: a device without a clock
-// of its own begins in 1970 after each start, and knows at least that it is
-// later than when its certificate was issued.
-func (id *Identity) clock() time.Time { return atLeast(id.now(), id.Certificate().NotBefore) }
-
-func atLeast(now, bound time.Time) time.Time {
-	if now.Before(bound) {
-		return bound
-	}
-	return now
+// admitted takes note of a hub whose certificate verified; see HubSays.
+func (id *Identity) admitted(s tls.ConnectionState) error {
+	id.clock.admitted(s.PeerCertificates[0].NotAfter)
+	return nil
 }
 
-// verifying is the TLS configuration that trusts ca and nobody else.
+// verifying is the TLS configuration that trusts ca and nobody else, and judges
+// certificates by the time now, but not by one before ca was made.
 func verifying(ca *x509.Certificate, now func() time.Time) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, RootCAs: pool,
-		Time: func() time.Time { return atLeast(now(), ca.NotBefore) },
+		Time: func() time.Time {
+			if t := now(); t.After(ca.NotBefore) {
+				return t
+			}
+			return ca.NotBefore
+		},
 	}
 }
 
@@ -250,6 +258,7 @@ func (id *Identity) renewed(r wire.Renewal) (*x509.Certificate, error) {
 		return nil, err
 	}
 	id.saved, id.cert = next, cert
+	id.clock.issued(cert.NotBefore, cert.NotAfter)
 	return cert, nil
 }
 

@@ -22,6 +22,9 @@ const (
 	spread = 12
 	// nap is the longest sleep: a clock may be set, and a machine suspended.
 	nap = 10 * time.Minute
+	// word is how long a Renewer that starts waits for the hub's word about the
+	// time, or about the certificate, before it goes by the device's clock.
+	word = 20 * time.Second
 
 	firstRetry = 5 * time.Second
 	lastRetry  = 15 * time.Minute
@@ -37,23 +40,22 @@ type RenewerOptions struct {
 	// to connect anew where the hub had refused the old one.
 	Renewed func(*x509.Certificate)
 	Log     *slog.Logger // nil for slog.Default
-	// Now, After and Random are for tests: the clock, time.After, and a number in [0, 1).
-	Now    func() time.Time
+	// After and Random are for tests: time.After, and a number in [0, 1).
 	After  func(time.Duration) <-chan time.Time
 	Random func() float64
 }
 
 // Renewer keeps a device's certificate valid. It renews at two thirds of the
-// certificate's life, and at once where it has expired or was refused (see
-// Refused). A failure is tried again with exponential back-off, and shows in
+// certificate's life, by the hub's time as soon as the hub has told it, and at
+// once where the hub refuses the certificate (see Refused). A failure is tried again with exponential back-off, and shows in
 // Condition. Modules notice nothing of all this.
 type Renewer struct {
 	opts RenewerOptions
 	wake chan struct{}
 
 	mu        sync.Mutex
-	renewed   time.Time // last success, zero for none since the start
-	failure   error     // of the last attempt
+	renewed   time.Duration // uptime at the last success, 0 for none since the start
+	failure   error         // of the last attempt
 	condition atelier.Condition
 }
 
@@ -64,9 +66,6 @@ func NewRenewer(o RenewerOptions) *Renewer {
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
-	}
-	if o.Now == nil {
-		o.Now = time.Now
 	}
 	if o.After == nil {
 		o.After = time.After
@@ -81,8 +80,8 @@ func NewRenewer(o RenewerOptions) *Renewer {
 // there is no use in going on: the hub says that the device was revoked.
 func (r *Renewer) Run(ctx context.Context) error {
 	failures := 0
-	next := r.due()
-	for r.wait(ctx, next, failures == 0) {
+	rest, due := word, r.due()
+	for r.wait(ctx, rest, due, failures == 0) {
 		cert, err := r.renew(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -92,13 +91,16 @@ func (r *Renewer) Run(ctx context.Context) error {
 		case err == nil:
 			r.opts.Log.Info("certificate renewed", "until", cert.NotAfter)
 			r.opts.Renewed(cert)
-			failures, next = 0, r.due()
+			failures, rest, due = 0, 0, r.due()
 		case atelier.CodeOf(err) == atelier.Forbidden:
 			return err
 		default:
-			delay := r.backoff(failures)
-			r.opts.Log.Warn("certificate not renewed", "error", err, "retry_in", delay.Round(time.Second))
-			failures, next = failures+1, r.opts.Now().Add(delay)
+			rest = r.backoff(failures)
+			if due.After(r.opts.Identity.time()) {
+				due = time.Time{} // the hub refused the certificate before its time
+			}
+			r.opts.Log.Warn("certificate not renewed", "error", err, "retry_in", rest.Round(time.Second))
+			failures++
 		}
 	}
 	return nil
@@ -110,7 +112,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 func (r *Renewer) Refused() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.renewed.IsZero() && r.opts.Now().Sub(r.renewed) < refusedAgain {
+	if r.renewed != 0 && r.uptime()-r.renewed < refusedAgain {
 		return
 	}
 	select {
@@ -119,17 +121,19 @@ func (r *Renewer) Refused() {
 	}
 }
 
-// wait returns true at the time until, or when Refused was called and
-// may cut the wait short; false when ctx has ended.
-func (r *Renewer) wait(ctx context.Context, until time.Time, short bool) bool {
-	wake := r.wake
-	if !short {
-		wake = nil
-	}
-	for {
-		left := until.Sub(r.opts.Now())
+// wait returns true when rest has passed and it is due, or when Refused was
+// called, which only cuts rest short where it may; false when ctx has ended. How
+// much is left is asked anew now and then, since the hub may tell the time.
+func (r *Renewer) wait(ctx context.Context, rest time.Duration, due time.Time, short bool) bool {
+	for until := r.uptime() + rest; ; {
+		now := r.uptime()
+		left := max(until-now, due.Sub(r.opts.Identity.time()))
 		if left <= 0 {
 			return ctx.Err() == nil
+		}
+		wake := r.wake
+		if !short && now < until {
+			wake = nil
 		}
 		select {
 		case <-ctx.Done():
@@ -140,6 +144,8 @@ func (r *Renewer) wait(ctx context.Context, until time.Time, short bool) bool {
 		}
 	}
 }
+
+func (r *Renewer) uptime() time.Duration { return r.opts.Identity.clock.uptime() }
 
 // due is when the present certificate shall be renewed.
 func (r *Renewer) due() time.Time {
@@ -167,7 +173,8 @@ func (r *Renewer) renew(ctx context.Context) (*x509.Certificate, error) {
 		return nil, err
 	}
 	// Without the device's certificate, which may be what is wrong.
-	h := newHub(base, verifying(id.ca, id.clock))
+	h := newHub(base, verifying(id.ca, id.judge))
+	h.doubtful = id.clock.doubtful
 	var challenge wire.Challenge
 	if err := h.post(ctx, "/v1/renew/challenge", wire.ChallengeRequest{Device: id.Device}, &challenge); err != nil {
 		return nil, err
@@ -189,8 +196,17 @@ func (r *Renewer) renew(ctx context.Context) (*x509.Certificate, error) {
 		return nil, err
 	}
 	var renewal wire.Renewal
-	if err := h.post(ctx, "/v1/renew", wire.RenewRequest{Device: id.Device, CSR: csr, Proof: envelope}, &renewal); err != nil {
+	err = h.post(ctx, "/v1/renew", wire.RenewRequest{Device: id.Device, CSR: csr, Proof: envelope}, &renewal)
+	switch {
+	case h.unproven && atelier.CodeOf(err) == atelier.Forbidden:
+		// Being revoked is for good, and this comes from whoever has a certificate
+		// of the hub's that may be old.
+		return nil, atelier.Errorf(atelier.Unavailable, "%w; it is not believed, since the hub's certificate ran out by the device's clock", err).
+			WithRemedy("Set the device's clock.")
+	case err != nil:
 		return nil, err
+	case h.unproven:
+		renewal.MQTT = nil // the certificate proves itself, the addresses do not
 	}
 	return id.renewed(renewal)
 }
@@ -200,7 +216,7 @@ func (r *Renewer) note(err error) {
 	defer r.mu.Unlock()
 	r.failure = err
 	if err == nil {
-		r.renewed = r.opts.Now()
+		r.renewed = max(r.uptime(), 1)
 		select { // a refusal of the certificate before
 		case <-r.wake:
 		default:
@@ -208,14 +224,18 @@ func (r *Renewer) note(err error) {
 	}
 }
 
-// Condition tells how it stands with the device's certificate: it holds while the
-// certificate is valid by the device's clock and not known to be revoked. A renewal
-// that fails in the meantime stands in the message.
+// Condition tells how it stands with the device's certificate: true while it is
+// valid and not known to be revoked. A renewal that fails in the meantime stands
+// in the message.
 func (r *Renewer) Condition() atelier.Condition {
+	id := r.opts.Identity
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now, ends := r.opts.Now(), r.opts.Identity.Certificate().NotAfter
-	until := ends.UTC().Format(time.RFC3339)
+	now, ends := id.time(), id.Certificate().NotAfter
+	ranOut := fmt.Sprintf("The certificate ran out at %s", stamp(ends))
+	if !id.clock.read().known {
+		ranOut += fmt.Sprintf(" by the device's clock, which says %s", stamp(now))
+	}
 	fails := func(reason atelier.Reason, format string, args ...any) atelier.Condition {
 		return atelier.Fails(atelier.ConditionCertificate, atelier.Because(reason, fmt.Sprintf(format, args...)))
 	}
@@ -227,13 +247,13 @@ func (r *Renewer) Condition() atelier.Condition {
 	case atelier.CodeOf(r.failure) == atelier.Forbidden:
 		c = fails(atelier.ReasonRevoked, "%v", r.failure)
 	case now.After(ends) && r.failure != nil:
-		c = fails(atelier.ReasonCertificateExpired, "The certificate ran out at %s, and could not be renewed: %v.", until, r.failure)
+		c = fails(atelier.ReasonCertificateExpired, "%s, and could not be renewed: %v.", ranOut, r.failure)
 	case now.After(ends):
-		c = fails(atelier.ReasonCertificateExpired, "The certificate ran out at %s, and is being renewed.", until)
+		c = fails(atelier.ReasonCertificateExpired, "%s, and is being renewed.", ranOut)
 	case r.failure != nil:
-		c = holds(atelier.ReasonInProgress, "The certificate is valid until %s; to renew it is tried again: %v.", until, r.failure)
+		c = holds(atelier.ReasonInProgress, "The certificate is valid until %s; to renew it is tried again: %v.", stamp(ends), r.failure)
 	default:
-		c = holds(atelier.ReasonAsDesired, "The certificate is valid until %s.", until)
+		c = holds(atelier.ReasonAsDesired, "The certificate is valid until %s.", stamp(ends))
 	}
 	r.condition = c.Following(r.condition, now)
 	return r.condition

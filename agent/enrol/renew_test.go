@@ -21,12 +21,13 @@ type fakeClock struct {
 
 	mu    sync.Mutex
 	now   time.Time
+	steps time.Duration  // by which somebody set the clock
 	alarm chan time.Time // nil while nobody sleeps
 	until time.Time
 }
 
 func newFakeClock() *fakeClock {
-	return &fakeClock{now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), armed: make(chan struct{}, 1)}
+	return &fakeClock{now: began, armed: make(chan struct{}, 1)}
 }
 
 func (c *fakeClock) Now() time.Time {
@@ -34,6 +35,29 @@ func (c *fakeClock) Now() time.Time {
 	defer c.mu.Unlock()
 	return c.now
 }
+
+// Uptime goes on as time does, whoever sets the clock.
+func (c *fakeClock) Uptime() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now.Sub(began) + time.Hour
+}
+
+// Reading is what the device's clock says, steps off the true time.
+func (c *fakeClock) Reading() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now.Add(c.steps)
+}
+
+// step sets the device's clock.
+func (c *fakeClock) step(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.steps += d
+}
+
+var began = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (c *fakeClock) After(d time.Duration) <-chan time.Time {
 	c.mu.Lock()
@@ -98,7 +122,7 @@ func startRenewal(t *testing.T, before func(*renewal)) *renewal {
 	r := &renewal{clock: newFakeClock(), fresh: make(chan *x509.Certificate, 100), done: make(chan error, 1)}
 	r.hub = newTestHub(t, r.clock.Now)
 	o := r.hub.options(t.TempDir())
-	o.Now = r.clock.Now
+	o.Now, o.Uptime = r.clock.Reading, r.clock.Uptime
 	r.opts = o.Options
 	var err error
 	if r.id, err = Join(context.Background(), o); err != nil {
@@ -109,7 +133,7 @@ func startRenewal(t *testing.T, before func(*renewal)) *renewal {
 	}
 	r.Renewer = NewRenewer(RenewerOptions{
 		Identity: r.id, Renewed: func(c *x509.Certificate) { r.fresh <- c }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Now: r.clock.Now, After: r.clock.After, Random: func() float64 { return 0.5 },
+		After: r.clock.After, Random: func() float64 { return 0.5 },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -175,6 +199,7 @@ func TestRenewsAtTwoThirdsOfTheLife(t *testing.T) {
 func TestRenewsAtOnceWhenExpired(t *testing.T) {
 	t.Parallel()
 	r := startRenewal(t, func(r *renewal) { r.clock.now = r.clock.now.Add(365 * 24 * time.Hour) })
+	r.clock.pass(t, word)
 	if c := r.wait(t); !c.NotAfter.After(r.clock.Now()) {
 		t.Fatalf("valid until %s", c.NotAfter)
 	}
@@ -186,6 +211,7 @@ func TestFailuresAreTriedAgainEverSlower(t *testing.T) {
 		r.clock.now = r.clock.now.Add(r.hub.life * 9 / 10)
 		r.hub.fail["/v1/renew"] = true
 	})
+	r.clock.pass(t, word)
 	for _, want := range []time.Duration{3750 * time.Millisecond, 7500 * time.Millisecond, 15 * time.Second, 30 * time.Second} {
 		if got := r.clock.asleep(t); got != want {
 			t.Fatalf("waits %s, want %s", got, want)
@@ -224,6 +250,7 @@ func TestARevokedDeviceStopsAsking(t *testing.T) {
 		r.clock.now = r.clock.now.Add(r.hub.life)
 		r.hub.revoked = true
 	})
+	r.clock.pass(t, word)
 	select {
 	case err := <-r.done:
 		wantCode(t, err, atelier.Forbidden)
@@ -240,6 +267,7 @@ func TestAWrongCertificateIsNotTaken(t *testing.T) {
 		r.hub.tamperOn = func(w *wire.Renewal) { w.Certificate = w.CA }
 	})
 	before := r.id.Certificate()
+	r.clock.pass(t, word)
 	r.clock.asleep(t)
 	if !r.id.Certificate().Equal(before) {
 		t.Fatal("taken")

@@ -45,6 +45,9 @@ func descriptors() (int, bool) {
 	return len(names) - 1, true // without the one that read the list
 }
 
+// Uptime is the time since boot, with that in which the machine was suspended.
+func Uptime() time.Duration { return ReadClock().Monotone }
+
 // resident returns the program's own resident size in bytes, from
 // /proc/self/statm (proc(5): the second number, in pages).
 func resident() (int64, bool) {
