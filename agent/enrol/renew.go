@@ -91,7 +91,8 @@ func (r *Renewer) Run(ctx context.Context) error {
 		case err == nil:
 			r.opts.Log.Info("certificate renewed", "until", cert.NotAfter)
 			r.opts.Renewed(cert)
-			failures, rest, due = 0, 0, r.due()
+			// Whatever the certificate and the clock say, no sooner than half its time.
+			failures, rest, due = 0, cert.NotAfter.Sub(r.opts.Identity.time())/2, r.due()
 		case atelier.CodeOf(err) == atelier.Forbidden:
 			return err
 		default:

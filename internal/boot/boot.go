@@ -189,7 +189,12 @@ func FreeAddress() (string, error) {
 // EndAll ends every Atelier program that was started with a path below dir among
 // its arguments: gateways, shims and model servers outlive their agents by
 // design. It asks them first and then makes them.
-func EndAll(ctx context.Context, dir string) error {
+func EndAll(ctx context.Context, dir string) error { return endAll(ctx, dir, 3*time.Second) }
+
+// CutAll ends them as a power cut does, without asking.
+func CutAll(ctx context.Context, dir string) error { return endAll(ctx, dir, 0) }
+
+func endAll(ctx context.Context, dir string, patience time.Duration) error {
 	began := time.Now()
 	asked := map[int]bool{}
 	return Eventually(ctx, 20*time.Second, func() error {
@@ -199,7 +204,7 @@ func EndAll(ctx context.Context, dir string) error {
 		}
 		for _, pid := range pids {
 			sig := syscall.SIGTERM
-			if time.Since(began) > 3*time.Second {
+			if time.Since(began) > patience {
 				sig = syscall.SIGKILL
 			} else if asked[pid] {
 				continue

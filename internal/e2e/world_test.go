@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,23 +27,31 @@ type world struct {
 	advertised string
 	login      string // the command that the hub printed at its first start
 	env        []string
+	programs   string          // the directory of the hub's program; bin where ""
 	joined     func(id string) // called when a device has joined and before it connects; may be nil
 }
 
 // device is one device of a world.
 type device struct {
-	t       testing.TB
-	name    string
-	dir     string
-	config  string
-	gateway string
-	agent   program
+	t        testing.TB
+	name     string
+	dir      string
+	config   string
+	gateway  string
+	programs string // the directory of the programs that it runs
+	agent    program
 }
 
 // newWorld boots a hub and logs in. Further arguments go to the hub.
 func newWorld(t testing.TB, hubArgs ...string) *world {
 	t.Helper()
-	w := &world{t: t, dir: shortDir(t)}
+	return newWorldOf(t, bin, hubArgs...)
+}
+
+// newWorldOf does so with the hub's program in a directory.
+func newWorldOf(t testing.TB, programs string, hubArgs ...string) *world {
+	t.Helper()
+	w := &world{t: t, dir: shortDir(t), programs: programs}
 	w.boot(hubArgs...)
 	return w
 }
@@ -56,8 +65,7 @@ func (w *world) boot(hubArgs ...string) {
 		}
 	}
 	w.env = []string{"ATELIER_CONFIG=" + filepath.Join(w.dir, "atelier.toml")}
-	w.hub = built("atelier-hub", filepath.Join(w.dir, "hub.log"),
-		append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", w.mqtt}, hubArgs...)...)
+	w.useHub(cmp.Or(w.programs, bin), append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", w.mqtt}, hubArgs...))
 	t.Cleanup(func() {
 		w.hub.signal(t, syscall.SIGTERM)
 		w.hub.check(t)
@@ -72,6 +80,11 @@ func (w *world) boot(hubArgs ...string) {
 	}
 	w.hub.says(t, "ready")
 	w.atelier(strings.Fields(w.login)[1:]...)
+}
+
+// useHub lets the hub be the program in dir, from its next start on.
+func (w *world) useHub(dir string, args []string) {
+	w.hub = program{&boot.Program{Path: filepath.Join(dir, "atelier-hub"), Args: args, Log: filepath.Join(w.dir, "hub.log")}}
 }
 
 // atelier runs the command line, which must succeed, and returns its output.
@@ -132,9 +145,18 @@ func (w *world) prepare(name string) *device {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		w.t.Fatal(err)
 	}
-	d.configure(bin, d.gateway)
-	d.agent = built("atelier-agent", filepath.Join(d.dir, "agent.log"), "run", "--config", d.config)
+	d.usePrograms(bin)
 	return d
+}
+
+// usePrograms lets the device run the programs in dir, from its next start on.
+func (d *device) usePrograms(dir string) {
+	d.t.Helper()
+	d.programs = dir
+	d.configure(dir, d.gateway)
+	d.agent = program{&boot.Program{
+		Path: filepath.Join(dir, "atelier-agent"), Args: []string{"run", "--config", d.config}, Log: filepath.Join(d.dir, "agent.log"),
+	}}
 }
 
 // configure writes the device's configuration, with the directory of programs and
@@ -167,7 +189,7 @@ func (w *world) join(name string, labels ...string) *device {
 func (w *world) agentJoins(d *device, join []string) {
 	w.t.Helper()
 	args := append(append([]string{}, join...), "--name", d.name, "--config", d.config)
-	if out, errOut, err := run(w.t.Context(), nil, filepath.Join(bin, "atelier-agent"), args...); err != nil {
+	if out, errOut, err := run(w.t.Context(), nil, d.agent.Path, args...); err != nil {
 		w.t.Fatalf("atelier-agent %s: %v\n%s%s", strings.Join(args, " "), err, out, errOut)
 	}
 	if w.joined != nil {
