@@ -10,6 +10,7 @@
 package enrol
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -56,6 +57,8 @@ type Identity struct {
 	saved saved
 	cert  *x509.Certificate
 }
+
+const identityFormat = 1
 
 // saved is the form of identityFile.
 type saved struct {
@@ -113,6 +116,9 @@ func Load(o Options) (*Identity, error) {
 		return nil, err
 	}
 	id, err := o.parse(b)
+	if atelier.CodeOf(err) == atelier.Unsupported {
+		return nil, err
+	}
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Corrupt, "the device's identity in %s cannot be used: %w", path, err).
 			WithRemedy("Join again with --replace and a new join token.")
@@ -124,7 +130,7 @@ func Load(o Options) (*Identity, error) {
 // expired certificate is for the Renewer.
 func (o Options) parse(b []byte) (*Identity, error) {
 	var s saved
-	if err := json.Unmarshal(b, &s); err != nil {
+	if err := durable.Decode(b, o.path(identityFile), identityFormat, &s); err != nil {
 		return nil, err
 	}
 	if !atelier.IsID(s.Device) || !atelier.IsID(s.Workspace) {
@@ -263,9 +269,14 @@ func (id *Identity) renewed(r wire.Renewal) (*x509.Certificate, error) {
 }
 
 func encode(s saved) ([]byte, error) {
-	b, err := json.MarshalIndent(s, "", "  ")
+	b, err := durable.Encode(identityFormat, s)
 	if err != nil {
+		return nil, err
+	}
+	var lines bytes.Buffer
+	if err := json.Indent(&lines, b, "", "  "); err != nil {
 		return nil, atelier.Errorf(atelier.Internal, "encode the device's identity: %w", err)
 	}
-	return append(b, '\n'), nil
+	lines.WriteByte('\n')
+	return lines.Bytes(), nil
 }

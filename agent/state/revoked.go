@@ -1,10 +1,7 @@
 package state
 
 import (
-	"encoding/json"
-	"fmt"
-
-	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
 
@@ -20,9 +17,9 @@ type savedRevoked struct {
 
 // Revoke notes that the hub revoked this device.
 func (s *Store) Revoke(r wire.Revoked) error {
-	b, err := json.Marshal(savedRevoked{s.opts.Device, r})
+	b, err := durable.Encode(revokedFormat, savedRevoked{s.opts.Device, r})
 	if err != nil {
-		return atelier.Errorf(atelier.Internal, "encode a revocation: %w", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,8 +33,8 @@ func (s *Store) Revoked() (*wire.Revoked, error) {
 		return nil, err
 	}
 	var saved savedRevoked
-	if err := json.Unmarshal(b, &saved); err != nil {
-		return nil, fmt.Errorf("%s: %w", s.path(revokedFile), err)
+	if err := durable.Decode(b, s.path(revokedFile), revokedFormat, &saved); err != nil {
+		return nil, err
 	}
 	if saved.Device != s.opts.Device {
 		return nil, nil

@@ -2,10 +2,10 @@ package state
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/durable"
 )
 
 // Slots say which rollout of each module holds which place on the device, and
@@ -47,13 +47,13 @@ func (s *Store) Slots() Slots {
 
 // SaveSlots saves slots. On an error what was saved before still holds.
 func (s *Store) SaveSlots(slots Slots) error {
-	b, err := json.Marshal(slots)
+	b, err := durable.Encode(slotsFormat, slots)
 	if err != nil {
-		return atelier.Errorf(atelier.Internal, "encode the slots: %w", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now, err := json.Marshal(s.slots); err == nil && bytes.Equal(now, b) {
+	if now, err := durable.Encode(slotsFormat, s.slots); err == nil && bytes.Equal(now, b) {
 		return nil
 	}
 	if err := s.write(slotsFile, b); err != nil {
@@ -80,8 +80,8 @@ func (s *Store) openSlots() error {
 // checked all the same: its names become paths.
 func decodeSlots(b []byte) (Slots, error) {
 	var slots Slots
-	if err := json.Unmarshal(b, &slots); err != nil {
-		return Slots{}, atelier.Errorf(atelier.Corrupt, "not the JSON of slots: %w", err)
+	if err := durable.Decode(b, slotsFile, slotsFormat, &slots); err != nil {
+		return Slots{}, err
 	}
 	if slots.Modules == nil {
 		slots.Modules = map[string]*Record{}

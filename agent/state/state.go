@@ -35,6 +35,13 @@ const (
 	ballastFile = "ballast"
 )
 
+// The forms in which they are; desired.json has its own in the payload type.
+const (
+	trustFormat   = 1
+	slotsFormat   = 1
+	revokedFormat = 1
+)
+
 // Options say where a store lies and whose it is.
 type Options struct {
 	FS  durable.FS
@@ -99,8 +106,8 @@ func (s *Store) openTrust() error {
 		return err
 	} else if b != nil {
 		var saved savedTrust
-		if err := json.Unmarshal(b, &saved); err != nil {
-			return fmt.Errorf("%s: %w", s.path(trustFile), err)
+		if err := durable.Decode(b, s.path(trustFile), trustFormat, &saved); err != nil {
+			return err
 		}
 		if saved.Device == s.opts.Device {
 			pinned, err := trust.ParsePinned(saved.Pinned)
@@ -134,7 +141,8 @@ func (s *Store) openDesired() error {
 		return fmt.Errorf("%s: %w", s.path(desiredFile), err)
 	}
 	if payloadType != wire.TypeDesired {
-		return atelier.Errorf(atelier.Corrupt, "%s holds %s, expected %s", s.path(desiredFile), payloadType, wire.TypeDesired)
+		return atelier.Errorf(atelier.Unsupported, "%s holds %s, this program reads %s", s.path(desiredFile), payloadType, wire.TypeDesired).
+			WithRemedy("A newer agent wrote it: run that one, or remove the file; the hub sends the desired state again.")
 	}
 	desired, err := decodeDesired(payload)
 	if err != nil {
@@ -218,7 +226,7 @@ func (s *Store) ApplyTrust(envelopes []wire.Raw) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	b, err := json.Marshal(savedTrust{s.opts.Device, pinned})
+	b, err := durable.Encode(trustFormat, savedTrust{s.opts.Device, pinned})
 	if err != nil {
 		return false, err
 	}

@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"cmp"
-	"encoding/json"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -70,6 +69,8 @@ type liveBackend struct {
 	totals totals
 }
 
+const retiredFormat = 1
+
 // retiredFile is the form of the file.
 type retiredFile struct {
 	Started int64         `json:"started"`
@@ -87,7 +88,7 @@ func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpoin
 	var file retiredFile
 	b, err := durable.ReadFile(fsys, c.path)
 	if err == nil {
-		err = json.Unmarshal(b, &file)
+		err = durable.Decode(b, c.path, retiredFormat, &file)
 	}
 	if err != nil {
 		if atelier.CodeOf(err) != atelier.NotFound {
@@ -160,7 +161,7 @@ func (c *endpointCounters) save() {
 	for k, t := range c.retired {
 		file.Lines = append(file.Lines, retiredLine{k, *t})
 	}
-	b, err := json.Marshal(file)
+	b, err := durable.Encode(retiredFormat, file)
 	if err == nil {
 		err = durable.WriteFile(c.fs, c.path, b, 0o600)
 	}

@@ -119,6 +119,9 @@ func (a *Authority) write(path string, data []byte) error {
 
 // damaged says that a file of the authority's cannot be used.
 func damaged(path string, err error) error {
+	if atelier.CodeOf(err) == atelier.Unsupported {
+		return err // of a newer hub
+	}
 	return atelier.Errorf(atelier.Corrupt, "the hub's key file %s cannot be used: %w", path, err).
 		WithRemedy("Restore the hub's data directory from a backup. Without it every device must join anew.")
 }

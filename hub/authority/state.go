@@ -2,7 +2,6 @@ package authority
 
 import (
 	"context"
-	"encoding/json"
 	"path/filepath"
 	"strings"
 
@@ -17,6 +16,8 @@ import (
 const (
 	stateDir = "state"
 	stateExt = ".json"
+
+	stateFormat = 1
 )
 
 type stateKey struct {
@@ -72,7 +73,7 @@ func (a *Authority) openState(workspace string) error {
 // chain signed the delegation.
 func parseState(b []byte, root rootKeys, workspace string) (s stateKey, current bool, err error) {
 	var j stateJSON
-	if err := json.Unmarshal(b, &j); err != nil {
+	if err := durable.Decode(b, workspace+stateExt, stateFormat, &j); err != nil {
 		return s, false, err
 	}
 	s = stateKey{keyPEM: j.Key, raw: j.Delegation}
@@ -108,9 +109,9 @@ func (a *Authority) delegate(workspace string, signer trust.Signer, keyPEM strin
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(stateJSON{Key: keyPEM, Delegation: raw})
+	b, err := durable.Encode(stateFormat, stateJSON{Key: keyPEM, Delegation: raw})
 	if err != nil {
-		return atelier.Errorf(atelier.Internal, "encode a state key: %w", err)
+		return err
 	}
 	if err := a.write(a.statePath(workspace), b); err != nil {
 		return err

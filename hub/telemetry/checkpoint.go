@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -22,6 +21,8 @@ const (
 	checkpointLook  = 5 * time.Second
 )
 
+const checkpointFormat = 1
+
 // checkpointFile is what a checkpoint says: how far each stream is stored in the
 // TSDB, durably, and the metrics' descriptions, which the TSDB does not keep.
 type checkpointFile struct {
@@ -39,7 +40,11 @@ func (s *Store) recover() error {
 		return err
 	}
 	if err == nil {
-		if err := json.Unmarshal(b, &file); err != nil {
+		err := durable.Decode(b, s.checkpointPath(), checkpointFormat, &file)
+		if atelier.CodeOf(err) == atelier.Unsupported {
+			return err
+		}
+		if err != nil {
 			return atelier.Errorf(atelier.Corrupt, "cannot read %s: %w", s.checkpointPath(), err).
 				WithRemedy("Restore it from a backup, or remove it: devices may then send some samples again.")
 		}
@@ -104,7 +109,7 @@ func (s *Store) checkpoint() error {
 	}
 	s.metadata.mu.Lock()
 	file.Metadata = s.metadata.workspaces
-	b, err := json.Marshal(file)
+	b, err := durable.Encode(checkpointFormat, file)
 	s.metadata.mu.Unlock()
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
 	"path/filepath"
 	"slices"
 
@@ -13,7 +12,10 @@ import (
 )
 
 // tableFile holds the table in force.
-const tableFile = "routes.json"
+const (
+	tableFile   = "routes.json"
+	tableFormat = 1
+)
 
 // maxDeparted is how many backends that no route leads to are remembered, so
 // that the agent still reads their last counts.
@@ -55,9 +57,9 @@ func (g *Gateway) Apply(table atelier.RouteTable) error {
 	if err := checkTable(&table); err != nil {
 		return err
 	}
-	data, err := json.Marshal(&table)
+	data, err := durable.Encode(tableFormat, &table)
 	if err != nil {
-		return atelier.Errorf(atelier.Internal, "cannot encode the route table: %w", err)
+		return err
 	}
 	if err := durable.WriteFile(g.opts.FS, filepath.Join(g.opts.State, tableFile), data, 0o600); err != nil {
 		return err
@@ -76,8 +78,8 @@ func (g *Gateway) restore() error {
 		return err
 	}
 	var table atelier.RouteTable
-	if err := json.Unmarshal(data, &table); err != nil {
-		return atelier.Errorf(atelier.Corrupt, "the saved route table cannot be read: %w", err)
+	if err := durable.Decode(data, filepath.Join(g.opts.State, tableFile), tableFormat, &table); err != nil {
+		return err
 	}
 	if err := checkTable(&table); err != nil {
 		return err

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -27,6 +26,10 @@ const (
 	shimLog    = "shim.log" // what a shim says when it fails itself
 )
 
+// format is the form of spec.json and status.json. Agent and shim may be of
+// different versions: a shim lives as long as its module.
+const format = 1
+
 // state is what status.json holds: the status, and what tells whether the
 // process with that number is still the same one.
 type state struct {
@@ -45,15 +48,16 @@ func (i instance) read(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return atelier.Errorf(atelier.Corrupt, "%s is not what was written there: %w", i.path(name), err).
+	err = durable.Decode(data, i.path(name), format, v)
+	if atelier.CodeOf(err) == atelier.Corrupt {
+		return atelier.Errorf(atelier.Corrupt, "it is not what was written there: %w", err).
 			WithRemedy("Remove the directory; the module is started anew.")
 	}
-	return nil
+	return err
 }
 
 func (i instance) write(name string, v any) error {
-	data, err := json.Marshal(v)
+	data, err := durable.Encode(format, v)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/pressly/goose/v3"
+
+	atelier "github.com/atelier-edge/atelier"
 )
 
 //go:embed schema/*.sql
@@ -26,6 +28,14 @@ func migrate(ctx context.Context, e Engine) error {
 	p, err := goose.NewProvider(e.Migrations, e.Writer, sub, goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return err
+	}
+	has, err := p.GetDBVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if sources := p.ListSources(); has > sources[len(sources)-1].Version {
+		return atelier.Errorf(atelier.Unsupported, "the database has schema %d, this hub knows schemas up to %d", has, sources[len(sources)-1].Version).
+			WithRemedy("Run the newer hub that has used it, or restore the backup from before.")
 	}
 	_, err = p.Up(ctx)
 	return err

@@ -170,6 +170,8 @@ func (s *Store) fault(doing string, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case atelier.CodeOf(err) == atelier.Unsupported:
+		return err
 	case errors.Is(err, context.DeadlineExceeded):
 		return atelier.Errorf(atelier.Timeout, "store: %s: it took too long: %w", doing, err)
 	case errors.Is(err, context.Canceled):
