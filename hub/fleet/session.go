@@ -74,6 +74,11 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 		f.ignore(p.device, "hello with a malformed session")
 		return nil
 	}
+	if len(h.Requires) > 0 {
+		// This hub has no features that a hello could need; a newer one may.
+		f.log.Warn("a device is not welcomed: its agent needs a newer hub; update the hub", "device", p.device, "requires", h.Requires, "agent", h.Agent)
+		return nil
+	}
 	if err := f.access.Authorize(p.as(ctx), access.DeviceConnect, p.object()); err != nil {
 		f.ignore(p.device, "hello is not authorised", "error", err)
 		return nil
