@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -283,6 +284,15 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		wantCode(t, err, atelier.Corrupt)
 		_, err = Join(context.Background(), o)
 		wantCode(t, err, atelier.Corrupt)
+	}
+	// A newer agent's is not damaged, and one from before there were forms is good.
+	for form, want := range map[string]atelier.Code{`"format": 2,`: atelier.Unsupported, "": ""} {
+		if err := os.WriteFile(path, bytes.Replace(b, []byte(`"format": 1,`), []byte(form), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(o.Options); atelier.CodeOf(err) != want {
+			t.Errorf("with %q: %v, want code %q", form, err, want)
+		}
 	}
 }
 

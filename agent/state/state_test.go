@@ -2,6 +2,8 @@ package state
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
 	"path/filepath"
 	"reflect"
 	"testing"
@@ -328,6 +330,50 @@ func TestOpenRefusesDamagedFiles(t *testing.T) {
 		if _, err := Open(b.options()); err == nil {
 			t.Errorf("%s: damage was passed over", name)
 		}
+	}
+}
+
+// What a newer agent wrote is not damaged: the older one says which to run.
+func TestOpenRefusesNewerForms(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		trustFile: `{"format":2}`, slotsFile: `{"format":2}`, revokedFile: `{"format":2}`,
+		desiredFile: `{"payload":"e30=","payloadType":"application/vnd.atelier.desired.v2+json","signatures":[{"keyid":"x","sig":"eA=="}]}`,
+	} {
+		b := newBench(t)
+		if err := durable.WriteFile(b.disk, filepath.Join("/state", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(b.options())
+		if err == nil {
+			_, err = s.Revoked()
+		}
+		var typed *atelier.Error
+		if !errors.As(err, &typed) || typed.Code != atelier.Unsupported || typed.Remedy == "" {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// testdata/slots.json is what the first agents wrote, before files had forms.
+func TestSlotsGolden(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(filepath.Join("testdata", "slots.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots, err := decodeSlots(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := slots.Modules["01jz3v4c5d6e7f8g9h0j1k2m3n"]
+	if slots.RouteTable.Sequence != 3 || slots.RouteTable.Routes[0].Backend.Version != 1 || r == nil || r.Current == nil || r.Candidate == nil {
+		t.Fatalf("%+v", slots)
+	}
+	c := r.Current.Module
+	if c.Rollout != "01jz3v4c5d6e7f8g9h0j1k2m3p" || c.Model.Version != 1 || c.Model.Variant.Files[0].Path != "model.onnx" ||
+		c.Runtime.Name != "onnxruntime" || c.Limits.Memory != 1<<28 || c.Endpoint.Name != "digits" {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -1,10 +1,14 @@
 package sqlite_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/ncruces/go-sqlite3/driver"
+
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/hub/store/sqlite"
 	"github.com/atelier-edge/atelier/hub/store/storetest"
@@ -61,6 +65,27 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 	if _, err := sqlite.Open(t.Context(), path); err == nil {
 		t.Error("a file that is no database was opened")
+	}
+}
+
+func TestANewerSchemaIsRefused(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "hub.db")
+	if err := open(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := driver.Open("file:" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(t.Context(), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)")
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = sqlite.Open(t.Context(), path)
+	var typed *atelier.Error
+	if !errors.As(err, &typed) || typed.Code != atelier.Unsupported || typed.Remedy == "" {
+		t.Errorf("got %v", err)
 	}
 }
 
