@@ -49,12 +49,21 @@ func (d *device) stored(id string, sequence uint64) {
 	d.streams = append(d.streams, stream{id, sequence})
 }
 
-// deviceClock maps a device's times to the hub's.
+// deviceClock maps a device's times to the hub's. It remembers the last boots,
+// the newest last: what was measured in one may come in the next.
 type deviceClock struct {
-	boot string
-	at   int64 // the hub's time when the device booted, in milliseconds; the smallest estimate
+	boots []boot
+}
+
+// boot is one run of the device's machine.
+type boot struct {
+	id   string
+	at   int64 // the hub's time when it began, in milliseconds; the smallest estimate
 	seen int64 // when it was estimated last
 }
+
+// maxBoots bounds the boots that are remembered.
+const maxBoots = 4
 
 const (
 	// agree is how far apart two clocks may be, in milliseconds, and still count
@@ -68,31 +77,56 @@ const (
 )
 
 // shift returns how many milliseconds to add to the times in a frame that came
-// at received.
+// at received. late is how old a sample may be, in milliseconds.
 //
-// A batch that waited since Taken is corrected by how far the device's wall
-// clock was set in the meantime, which its monotonic clock tells. A wall clock that
-// is off now is corrected by the hub's: the monotonic clock gives the time when
-// the device booted, the frame with the shortest way the best estimate of it.
-func (c *deviceClock) shift(taken, sent wire.Clock, received int64) int64 {
-	var step int64
-	if taken.BootID != "" && taken.BootID == sent.BootID {
-		step = (sent.Wall.UnixMilli() - sent.Monotone.Milliseconds()) - (taken.Wall.UnixMilli() - taken.Monotone.Milliseconds())
-	}
+// A wall clock that is off now is corrected by the hub's: the monotonic clock
+// gives the time when the device booted, the frame with the shortest way the best
+// estimate of it. A batch that waited since Taken is corrected by how far the
+// wall clock was set in the meantime, which the monotonic clock tells; where the
+// device was started anew since, by what is known of that boot. Of a boot that the
+// hub never heard of nothing is known: its clock is taken to have been as wrong as
+// the present one, or right where only that fits.
+func (c *deviceClock) shift(taken, sent wire.Clock, received, late int64) int64 {
 	hub := received
 	if sent.BootID != "" {
-		at := received - sent.Monotone.Milliseconds()
-		if c.boot == sent.BootID {
-			at = min(at, c.at+max(received-c.seen, 0)/drift)
-		}
-		*c = deviceClock{boot: sent.BootID, at: at, seen: received}
-		hub = at + sent.Monotone.Milliseconds()
+		hub = c.estimate(sent, received) + sent.Monotone.Milliseconds()
 	}
-	total := step + hub - sent.Wall.UnixMilli()
+	total := hub - sent.Wall.UnixMilli()
+	switch {
+	case taken.BootID == "" || sent.BootID == "":
+	case taken.BootID == sent.BootID:
+		total += (sent.Wall.UnixMilli() - sent.Monotone.Milliseconds()) - (taken.Wall.UnixMilli() - taken.Monotone.Milliseconds())
+	default:
+		wall := taken.Wall.UnixMilli()
+		fits := func(at int64) bool { return at <= received+agree && at >= received-late }
+		if i := c.find(taken.BootID); i >= 0 {
+			total = c.boots[i].at + taken.Monotone.Milliseconds() - wall
+		} else if !fits(wall+total) && fits(wall) {
+			total = 0
+		}
+	}
 	if -agree <= total && total <= agree {
 		return 0
 	}
 	return total
+}
+
+// estimate returns when the present boot began, by the hub's time.
+func (c *deviceClock) estimate(sent wire.Clock, received int64) int64 {
+	b := boot{id: sent.BootID, at: received - sent.Monotone.Milliseconds(), seen: received}
+	if i := c.find(b.id); i >= 0 {
+		known := c.boots[i]
+		b.at = min(b.at, known.at+max(received-known.seen, 0)/drift)
+		c.boots = slices.Delete(c.boots, i, i+1)
+	} else if len(c.boots) == maxBoots {
+		c.boots = slices.Delete(c.boots, 0, 1)
+	}
+	c.boots = append(c.boots, b)
+	return b.at
+}
+
+func (c *deviceClock) find(id string) int {
+	return slices.IndexFunc(c.boots, func(b boot) bool { return b.id == id })
 }
 
 // seriesWindow counts the series that a device wrote to within the last one to

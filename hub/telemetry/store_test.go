@@ -313,6 +313,57 @@ func TestTimes(t *testing.T) {
 	}
 }
 
+// What was measured before a reboot and arrives after it stands where it belongs,
+// whatever the clocks said in either boot.
+func TestTimesAcrossReboots(t *testing.T) {
+	t.Parallel()
+	const years = 3650 * 24 * time.Hour
+	for name, tc := range map[string]struct {
+		before      *wire.Clock // of a frame that came an hour before start
+		taken, sent wire.Clock
+		want        time.Duration // from start
+	}{
+		"both begin in 1970": {
+			before: &wire.Clock{BootID: "a", Monotone: 10 * time.Minute, Wall: time.Unix(600, 0)},
+			taken:  wire.Clock{BootID: "a", Monotone: 40 * time.Minute, Wall: time.Unix(2400, 0)},
+			sent:   wire.Clock{BootID: "b", Monotone: 5 * time.Minute, Wall: time.Unix(300, 0)}, want: -30 * time.Minute,
+		},
+		"ten years ahead, then right": {
+			before: &wire.Clock{BootID: "a", Monotone: 10 * time.Minute, Wall: start.Add(years)},
+			taken:  wire.Clock{BootID: "a", Monotone: 40 * time.Minute, Wall: start.Add(years + 30*time.Minute)},
+			sent:   wire.Clock{BootID: "b", Monotone: 5 * time.Minute, Wall: start}, want: -30 * time.Minute,
+		},
+		"right and unknown to the hub, then ten years ahead": {
+			taken: wire.Clock{BootID: "a", Monotone: time.Hour, Wall: start.Add(-2 * time.Hour)},
+			sent:  wire.Clock{BootID: "b", Monotone: 5 * time.Minute, Wall: start.Add(years)}, want: -2 * time.Hour,
+		},
+		"ten years behind in both, unknown to the hub": {
+			taken: wire.Clock{BootID: "a", Monotone: time.Hour, Wall: start.Add(-years - time.Hour)},
+			sent:  wire.Clock{BootID: "b", Monotone: 5 * time.Minute, Wall: start.Add(-years)}, want: -time.Hour,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := &clock{start.Add(-time.Hour)}
+			s := open(t, t.TempDir(), c)
+			stream := atelier.NewID()
+			first := newFrame(stream, 1, c.now)
+			if tc.before != nil {
+				first.Taken, first.Sent = *tc.before, *tc.before
+			}
+			ingest(t, s, wsA, devA, first)
+			c.now = start
+			f := newFrame(stream, 2, start, gauge("odd", tc.taken.Wall, 7))
+			f.Taken, f.Sent = tc.taken, tc.sent
+			ingest(t, s, wsA, devA, f)
+			got := value(t, s, wsA, "max_over_time(timestamp(odd)[9d:1m])", start.Add(20*time.Minute))
+			if want := float64(start.Add(tc.want).Unix()); got != want {
+				t.Errorf("the sample is at %v, want %v", got, want)
+			}
+		})
+	}
+}
+
 func TestHostileDevices(t *testing.T) {
 	t.Parallel()
 	c := &clock{start}

@@ -229,7 +229,7 @@ func (s *Store) Ingest(ctx context.Context, workspace string, dev atelier.Device
 	now := s.cfg.Now().UnixMilli()
 	r := record{
 		Workspace: workspace, Device: dev.ID, Name: dev.Name, Stream: f.Stream, Sequence: f.Sequence,
-		Received: now, Shift: d.clock.shift(f.Taken, f.Sent, now), Encoding: f.Encoding, Payload: f.Payload,
+		Received: now, Shift: d.clock.shift(f.Taken, f.Sent, now, s.cfg.Late.Milliseconds()), Encoding: f.Encoding, Payload: f.Payload,
 	}
 	if known { // of a stream that is new here nobody can tell what came before
 		r.Lost = f.Sequence - 1 - through
