@@ -160,7 +160,7 @@ func TestTheMainJob(t *testing.T) {
 	d.serves(m)
 	d.report("the report is complete", func(r atelier.ReportedState) bool {
 		return r.Device == d.device && r.Agent == "1.2.3" && r.Facts.Gateway != "" && r.Facts.DiskFree > 0 &&
-			r.Position == d.position && len(r.Conditions) == 6 && condition(r, atelier.ConditionInSync).True() &&
+			r.Position == d.position && len(r.Conditions) == 7 && condition(r, atelier.ConditionClock).True() && condition(r, atelier.ConditionInSync).True() &&
 			condition(r, atelier.ConditionStateDurable).True() && condition(r, atelier.ConditionCertificate).True() &&
 			condition(r, atelier.ConditionGateway).True() && condition(r, atelier.ConditionConfigured).True()
 	})

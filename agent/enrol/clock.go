@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"crypto/x509"
 	"fmt"
 	"sync"
 	"time"
@@ -17,8 +18,8 @@ const agree = 5 * time.Minute
 //
 // What is believed is the hub's signed word, carried on by the time since boot,
 // which nobody sets. Before the hub has spoken it is only known that it is later
-// than when the device's certificate was issued; that is what a hub's certificate
-// is judged by then.
+// than when the device's certificate was issued; a hub's certificate must be valid
+// at some time after that.
 type clock struct {
 	now    func() time.Time
 	uptime func() time.Duration
@@ -83,12 +84,21 @@ func (id *Identity) HubSays(t time.Time) error {
 	return nil
 }
 
-// judge is the time by which a certificate of the hub is judged.
-func (id *Identity) judge() time.Time {
-	if r := id.clock.read(); r.known {
+// judge is the time at which a certificate of the hub must be valid: now by the
+// hub's word, or else at some time after the device's certificate was issued.
+func (id *Identity) judge(hub *x509.Certificate) time.Time {
+	r := id.clock.read()
+	if r.spoken {
 		return r.time
 	}
-	return id.Certificate().NotBefore
+	t := id.Certificate().NotBefore
+	if r.known && r.time.After(t) {
+		t = r.time
+	}
+	if t.Before(hub.NotBefore) {
+		return hub.NotBefore
+	}
+	return t
 }
 
 // admitted takes note of a certificate with which a hub was let in.

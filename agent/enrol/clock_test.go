@@ -17,7 +17,7 @@ const year = 365 * 24 * time.Hour
 // dial connects to the test hub with what the identity trusts at present.
 func (r *renewal) dial(t *testing.T) error {
 	t.Helper()
-	cfg, err := r.id.TLSConfig()
+	cfg, err := r.id.TLSConfig("127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +116,51 @@ func TestAnExpiredCertificateIsByTheDevicesClockWhileTheHubIsSilent(t *testing.T
 	r.clock.step(-50 * year)
 	if c := r.id.ClockCondition(); c.True() || c.Why().Reason() != atelier.ReasonClockUntrusted || !strings.Contains(c.Why().Message(), "issued at 2030") {
 		t.Errorf("a clock before the certificate's issue: %v %s", c.True(), c.Why().Message())
+	}
+}
+
+// Whoever is not the hub is not let in, whether or not the time is known.
+func TestOnlyTheHubIsLetIn(t *testing.T) {
+	t.Parallel()
+	r := startRenewal(t, nil)
+	stranger := newTestHub(t, r.clock.Now)
+	device, key := r.hub.issue(&x509.Certificate{
+		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, NotAfter: r.clock.Now().Add(year),
+	}, nil)
+	early, earlyKey := r.hub.issue(&x509.Certificate{
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		NotBefore: r.clock.Now().Add(-year), NotAfter: r.id.Certificate().NotBefore.Add(-time.Hour),
+	}, nil)
+	for range 2 {
+		good := r.hub.server
+		if err := r.dial(t); err != nil {
+			t.Errorf("the hub: %v", err)
+		}
+		for name, c := range map[string]tls.Certificate{
+			"another authority's": stranger.server,
+			"a device":            {Certificate: [][]byte{device.Raw}, PrivateKey: key},
+			"one from before the device's certificate": {Certificate: [][]byte{early.Raw}, PrivateKey: earlyKey},
+		} {
+			r.hub.set(func() { r.hub.server = c })
+			if r.dial(t) == nil {
+				t.Errorf("%s was let in", name)
+			}
+		}
+		r.hub.set(func() { r.hub.server = good })
+		for _, host := range []string{"elsewhere.example", ""} {
+			cfg, err := r.id.TLSConfig(host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := tls.Dial("tcp", strings.TrimPrefix(r.hub.url, "https://"), cfg)
+			if err == nil {
+				t.Errorf("one that is not %q was let in: %v", host, conn.Close())
+			}
+		}
+		if err := r.id.HubSays(r.clock.Now()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

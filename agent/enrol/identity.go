@@ -211,20 +211,39 @@ func (id *Identity) Certificate() *x509.Certificate {
 // Signer signs what the device says.
 func (id *Identity) Signer() (trust.Signer, error) { return trust.NewSigner(id.key) }
 
-// TLSConfig returns the configuration for a connection to the hub with the
-// present certificate. Ask for it with each connection, since renewal replaces it.
-func (id *Identity) TLSConfig() (*tls.Config, error) {
+// TLSConfig returns the configuration for a connection to the hub, at host, with
+// the present certificate. Ask for it with each connection, since renewal replaces it.
+func (id *Identity) TLSConfig(host string) (*tls.Config, error) {
 	cert := id.Certificate()
-	cfg := verifying(id.ca, id.judge)
-	cfg.VerifyConnection = id.admitted
+	cfg := id.toHub(host)
 	cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: id.key, Leaf: cert}}
 	return cfg, nil
 }
 
-// admitted takes note of a hub whose certificate verified; see HubSays.
-func (id *Identity) admitted(s tls.ConnectionState) error {
-	id.clock.admitted(s.PeerCertificates[0].NotAfter)
-	return nil
+// toHub trusts the pinned authority and nobody else. Everything is verified that
+// crypto/tls would verify; it is done here because the time to verify at depends
+// on the certificate (see judge), and that is what crypto/tls cannot be told.
+func (id *Identity) toHub(host string) *tls.Config {
+	pool := x509.NewCertPool()
+	pool.AddCert(id.ca)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, ServerName: host, InsecureSkipVerify: true,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			leaf, more := s.PeerCertificates[0], x509.NewCertPool()
+			for _, c := range s.PeerCertificates[1:] {
+				more.AddCert(c)
+			}
+			_, err := leaf.Verify(x509.VerifyOptions{Roots: pool, Intermediates: more, CurrentTime: id.judge(leaf)})
+			if err == nil {
+				err = leaf.VerifyHostname(host) // also where host is empty, which Verify passes over
+			}
+			if err != nil {
+				return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
+			}
+			id.clock.admitted(leaf.NotAfter)
+			return nil
+		},
+	}
 }
 
 // verifying is the TLS configuration that trusts ca and nobody else, and judges

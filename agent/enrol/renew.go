@@ -174,7 +174,7 @@ func (r *Renewer) renew(ctx context.Context) (*x509.Certificate, error) {
 		return nil, err
 	}
 	// Without the device's certificate, which may be what is wrong.
-	h := newHub(base, verifying(id.ca, id.judge))
+	h := newHub(base, id.toHub(base.Hostname()))
 	h.doubtful = id.clock.doubtful
 	var challenge wire.Challenge
 	if err := h.post(ctx, "/v1/renew/challenge", wire.ChallengeRequest{Device: id.Device}, &challenge); err != nil {

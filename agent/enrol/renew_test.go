@@ -188,7 +188,7 @@ func TestRenewsAtTwoThirdsOfTheLife(t *testing.T) {
 	if err != nil || !again.Certificate().Equal(next) || again.MQTT()[0] != "tls://elsewhere:8883" {
 		t.Fatalf("what was renewed is not saved: %v", err)
 	}
-	cfg, err := r.id.TLSConfig()
+	cfg, err := r.id.TLSConfig("127.0.0.1")
 	if err != nil || !cfg.Certificates[0].Leaf.Equal(next) {
 		t.Fatalf("the next connection would use another certificate: %v", err)
 	}
@@ -298,7 +298,7 @@ func TestRefusedRenewsAtOnceButNotAllTheTime(t *testing.T) {
 func TestAClockInThePastLocksNobodyOut(t *testing.T) {
 	t.Parallel()
 	r := startRenewal(t, nil)
-	cfg, err := r.id.TLSConfig()
+	cfg, err := r.id.TLSConfig("127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestAClockInThePastLocksNobodyOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg, err = past.TLSConfig(); err != nil {
+	if cfg, err = past.TLSConfig("127.0.0.1"); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := tls.Dial("tcp", strings.TrimPrefix(r.hub.url, "https://"), cfg)

@@ -175,7 +175,7 @@ func (c *conn) dial(ctx context.Context, broker *url.URL) (net.Conn, error) {
 	var config *tls.Config
 	if c.opts.TLS != nil {
 		var err error
-		if config, err = c.opts.TLS(); err != nil {
+		if config, err = c.opts.TLS(broker.Hostname()); err != nil {
 			return nil, err
 		}
 	}

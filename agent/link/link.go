@@ -56,9 +56,9 @@ type Options struct {
 	Brokers func() []string
 	Device  string // id
 	Shard   string // the topic shard to publish under
-	// TLS returns the configuration of the next connection; it is asked each
+	// TLS returns the configuration of the next connection, to host; it is asked each
 	// time, so that a renewed certificate is used from then on.
-	TLS     func() (*tls.Config, error)
+	TLS     func(host string) (*tls.Config, error)
 	Handler Handler
 	Log     *slog.Logger
 	// KeepAlive is the longest silence before a ping; 60 seconds where zero.

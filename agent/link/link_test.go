@@ -194,7 +194,7 @@ func TestCarriesMessagesBothWays(t *testing.T) {
 			b := startBroker(t, kind)
 			e := newEvents()
 			opts := options(b.address, e)
-			opts.TLS = func() (*tls.Config, error) { return b.device, nil }
+			opts.TLS = func(string) (*tls.Config, error) { return b.device, nil }
 			up := make(chan packets.Packet, 64)
 			if err := b.Subscribe(wire.UpPattern("0"), 1, func(_ *mochi.Client, _ packets.Subscription, p packets.Packet) { up <- p }); err != nil {
 				t.Fatal(err)
@@ -231,7 +231,7 @@ func TestComesBackWithANewSessionAndLeavesItsWill(t *testing.T) {
 	b := startBroker(t, "tls")
 	e := newEvents()
 	opts := options(b.address, e)
-	opts.TLS = func() (*tls.Config, error) { return b.device, nil }
+	opts.TLS = func(string) (*tls.Config, error) { return b.device, nil }
 	wills := make(chan string, 8)
 	if err := b.Subscribe(wire.UpTopic("0", opts.Device, wire.Control), 1, func(_ *mochi.Client, _ packets.Subscription, p packets.Packet) {
 		wills <- string(p.Payload)
@@ -260,7 +260,7 @@ func TestReconnectUsesTheRenewedCertificate(t *testing.T) {
 	e := newEvents()
 	opts := options(b.address, e)
 	var asked atomic.Int64
-	opts.TLS = func() (*tls.Config, error) { asked.Add(1); return b.device, nil }
+	opts.TLS = func(string) (*tls.Config, error) { asked.Add(1); return b.device, nil }
 	l := start(t, opts)
 	next(t, e.up)
 	next(t, e.contentUp)
@@ -279,7 +279,7 @@ func TestTriesTheNextAddress(t *testing.T) {
 	e := newEvents()
 	opts := options("tls://127.0.0.1:1", e)
 	opts.Brokers = func() []string { return []string{"tls://127.0.0.1:1", b.address} }
-	opts.TLS = func() (*tls.Config, error) { return b.device, nil }
+	opts.TLS = func(string) (*tls.Config, error) { return b.device, nil }
 	l := start(t, opts)
 	next(t, e.up)
 	next(t, e.contentUp)

@@ -78,7 +78,7 @@ func (w *world) restartHub(dir string) {
 func (w *world) restartAgent(d *device, dir string) {
 	w.t.Helper()
 	d.agent.signal(w.t, syscall.SIGTERM)
-	w.usePrograms(d, dir)
+	d.usePrograms(dir)
 	d.agent.start(w.t)
 	w.runs(d, dir)
 }
@@ -103,16 +103,16 @@ func (w *world) runs(d *device, dir string) {
 func (w *world) newDevice(name, dir string) *device {
 	w.t.Helper()
 	d := w.prepare(name)
-	w.usePrograms(d, dir)
+	d.usePrograms(dir)
 	w.agentJoins(d, w.joinCommand("--label", "site=a"))
 	w.startAgent(d)
 	w.runs(d, dir)
 	return d
 }
 
-// deploys brings a version to the device, under load where it is not the first,
+// switches brings a version to the device, under load where it is not the first,
 // and checks what comes back.
-func (w *world) deploys(e endpoint, d *device, version int) {
+func (w *world) switches(e endpoint, d *device, version int) {
 	t := w.t
 	t.Helper()
 	l := e.load(t, d)
@@ -179,7 +179,7 @@ func TestEarlierAgent(t *testing.T) {
 	w := newWorld(t).plant()
 	d := w.newDevice("press", old)
 	e := w.first(d)
-	w.deploys(e, d, 2)
+	w.switches(e, d, 2)
 
 	l := e.load(t, d)
 	w.restartAgent(d, bin)
@@ -187,7 +187,7 @@ func TestEarlierAgent(t *testing.T) {
 	if failed := l.stop(); len(failed) > 0 {
 		t.Errorf("%d requests failed while the agent was brought up, the first: %v", len(failed), failed[0])
 	}
-	w.deploys(e, d, 1)
+	w.switches(e, d, 1)
 
 	l = e.load(t, d)
 	w.restartAgent(d, old)
@@ -195,7 +195,7 @@ func TestEarlierAgent(t *testing.T) {
 	if failed := l.stop(); len(failed) > 0 {
 		t.Errorf("%d requests failed while the agent was brought back, the first: %v", len(failed), failed[0])
 	}
-	w.deploys(e, d, 2)
+	w.switches(e, d, 2)
 }
 
 // A hub of the earlier version does the main job with this agent. Then this hub
@@ -206,7 +206,7 @@ func TestEarlierHub(t *testing.T) {
 	w := newWorldOf(t, old).plant()
 	d := w.newDevice("press", bin)
 	e := w.first(d)
-	w.deploys(e, d, 2)
+	w.switches(e, d, 2)
 	asked := time.Now()
 
 	l := e.load(t, d)
@@ -216,7 +216,7 @@ func TestEarlierHub(t *testing.T) {
 	if failed := l.stop(); len(failed) > 0 {
 		t.Errorf("%d requests failed while the hub was brought up, the first: %v", len(failed), failed[0])
 	}
-	w.deploys(e, d, 1)
+	w.switches(e, d, 1)
 	// What the earlier hub has stored is there.
 	if n := w.query(fmt.Sprintf(`count_over_time(system_uptime_seconds{device="press"}[10m] @ %d)`, asked.Unix())); n == 0 {
 		t.Error("the telemetry of the earlier hub is gone")
