@@ -58,8 +58,8 @@ func WhyOf(err error) atelier.Why {
 		return because(atelier.ReasonHubNotTrusted, "%s presents a certificate that is not for that name: %v.", address, name).
 			WithRemedy(fmt.Sprintf("Start the hub with --host %s too.", a.broker.Hostname()))
 	case errors.As(err, &invalid):
-		return because(atelier.ReasonHubNotTrusted, "%s presents a certificate that is not valid by this device's clock: %v.", address, invalid).
-			WithRemedy("Check this device's clock with 'date'; restart the hub, which renews its certificate when it starts.")
+		return because(atelier.ReasonHubNotTrusted, "%s presents a certificate that has run out, whatever the device's clock says: %v.", address, invalid).
+			WithRemedy("Restart the hub, which renews its certificate when it starts; give another broker new files with 'atelier-hub broker-files'.")
 	case Refused(err):
 		return refused(address, err)
 	case errors.As(err, &noTLS):

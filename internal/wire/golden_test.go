@@ -125,6 +125,9 @@ func fill(t *testing.T, v reflect.Value, name string) {
 	case atelier.Why:
 		v.Set(reflect.ValueOf(atelier.Because(atelier.ReasonNoSpace, "the disk is full")))
 		return
+	case atelier.Condition:
+		v.Set(reflect.ValueOf(atelier.Fails(atelier.ConditionGateway, atelier.Because(atelier.ReasonGatewayDown, "it does not answer"))))
+		return
 	case wire.Raw:
 		v.Set(reflect.ValueOf(wire.Raw(`{"payload":"e30=","payloadType":"x","signatures":[]}`)))
 		return
