@@ -297,7 +297,10 @@ func (s *Sender) open(ctx context.Context, t *outgoing) {
 func (s *Sender) refuse(t *outgoing, err error) {
 	s.remove(t)
 	g := goneFrame{code: atelier.CodeOf(err), message: err.Error()}
-	if g.code == atelier.Internal {
+	switch g.code {
+	case atelier.Corrupt:
+		s.opts.Log.Error("content cannot be sent", "peer", t.peer, "why", atelier.BecauseOf(atelier.ReasonDigestMismatch, err))
+	case atelier.Internal:
 		// Its particulars are for this side's log, not for the peer.
 		s.opts.Log.Error("content cannot be sent", "peer", t.peer, "digest", t.digest, "error", err)
 		g.message = "the sender failed to read the content"
