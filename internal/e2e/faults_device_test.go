@@ -27,6 +27,7 @@ func faultsOfDevices(t *testing.T) {
 	w.atelier("model", "register", "digits", digits(1))
 	press := w.join("press")
 
+	t.Run("crashes", func(t *testing.T) { inject(t, []incident{crashes(w, press)}) }) // alone: the module comes back soon
 	t.Run("modules", func(t *testing.T) { inject(t, moduleFaults(w, press)) })
 	t.Run("machine", func(t *testing.T) { inject(t, machineFaults(w)) })
 	t.Run("connection", func(t *testing.T) { inject(t, connectionFaults(w, press)) })
@@ -104,17 +105,6 @@ func moduleFaults(w *world, press *device) []incident {
 			told: []place{press.agent.log()},
 		},
 		{
-			name: "a module that is killed again and again", where: "SIGKILL to its process", reason: "CrashLoop",
-			says: []string{"5 failures in a row", `signal "killed"`}, remedy: "atelier device logs press dying",
-			inject: func(t testing.TB) {
-				w.deploys("digits", "dying", press)
-				for range 5 {
-					w.signalModule(t, press, "dying", syscall.SIGKILL)
-				}
-			},
-			told: w.tells(press, "dying"),
-		},
-		{
 			name: "a wrong key of an endpoint", where: "request", reason: "unauthenticated",
 			says: []string{"endpoint good"}, remedy: "atelier endpoint keys",
 			inject: func(t testing.TB) {
@@ -131,10 +121,24 @@ func moduleFaults(w *world, press *device) []incident {
 		},
 		{
 			name: "a configuration file with an error", where: "agent.toml", reason: "ConfigInvalid",
-			says: []string{"telemetry.intervall", "line"}, remedy: "Correct",
+			says: []string{"telemetry.intervall", "line 2"}, remedy: "Remove the line",
 			inject: func(t testing.TB) { write(t, w.join("misset").config, "[telemetry]\nintervall = \"5s\"\n") },
 			told:   []place{w.why("misset", "condition Configured"), w.at("misset").agent.log()},
 		},
+	}
+}
+
+func crashes(w *world, press *device) incident {
+	return incident{
+		name: "a module that is killed again and again", where: "SIGKILL to its process", reason: "CrashLoop",
+		says: []string{"5 failures in a row", `signal "killed"`}, remedy: "atelier device logs press dying",
+		inject: func(t testing.TB) {
+			w.deploys("digits", "dying", press)
+			for range 5 {
+				w.signalModule(t, press, "dying", syscall.SIGKILL)
+			}
+		},
+		told: w.tells(press, "dying"),
 	}
 }
 
