@@ -303,7 +303,8 @@ func machineFaults(w *world) []incident {
 			inject: func(t testing.TB) {
 				d := w.prepare("bare")
 				w.agentJoins(d, w.joinCommand())
-				hide := "for f in $(find / -xdev -name 'libstdc++.so.6*' 2>/dev/null); do mount --bind /dev/null $f; done"
+				hide := "for f in /lib*/libstdc++.so.6* /lib/*/libstdc++.so.6* /usr/lib*/libstdc++.so.6* /usr/lib/*/libstdc++.so.6* /usr/local/lib*/libstdc++.so.6*; " +
+					"do if [ -f $f ]; then mount --bind /dev/null $f; fi; done"
 				inNamespace(t, d, hide)
 				w.startAgent(d)
 				w.connected(d)
