@@ -53,7 +53,7 @@ soak: test-tools runtime ## a day in an hour: cut links, change versions, and se
 		go test -count=1 -v -timeout 24h -run '^TestDayInAnHour$$' ./internal/e2e
 	@echo "The tables are in $(CACHE)/soak.md"
 
-fuzz: ## run every fuzz test for a while each (FUZZTIME=30s)
+fuzz: ## run every fuzz test for a while each (FUZZTIME=30s of CPU time) and print a table
 	@scripts/fuzz $(or $(FUZZTIME),30s)
 
 crash: runtime ## cut the power under hub and agent, and kill them, at 200 points each, as root (SEEDS=200; SIDE=hub HOW=cut SEED=7 one again)
