@@ -81,7 +81,7 @@ func faultsOfJoining(t *testing.T) {
 			name: "a wrong access token", where: "atelier", reason: "unauthenticated",
 			says: []string{"token"}, remedy: "atelier login",
 			told: []place{refusalOf("atelier", "unauthenticated", 4, func() (string, int) {
-				_, errOut, err := run(t.Context(), append([]string{"ATELIER_TOKEN=atl_"+strings.Repeat("a", 43)}, w.env...), filepath.Join(bin, "atelier"), "status")
+				_, errOut, err := run(t.Context(), append([]string{"ATELIER_TOKEN=atl_" + strings.Repeat("a", 43)}, w.env...), filepath.Join(bin, "atelier"), "status")
 				return errOut, exitCode(err)
 			}), w.hub.log()},
 		},
