@@ -292,7 +292,8 @@ func refusalOf(name, code string, exit int, command func() (errOut string, exit 
 // split takes what a program prints of an error apart: the sentence, and the
 // remedy below it.
 func split(errOut string) (message, remedy string) {
-	lines := strings.Split(strings.TrimSpace(errOut), "\n")
+	errOut = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(errOut), "Error: "), "atelier-agent: ")
+	lines := strings.Split(errOut, "\n")
 	last := lines[len(lines)-1]
 	if len(lines) > 1 && strings.HasPrefix(last, "  ") {
 		return strings.Join(lines[:len(lines)-1], "\n"), strings.TrimSpace(last)
