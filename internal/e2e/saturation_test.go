@@ -1,17 +1,22 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,6 +62,7 @@ func TestSwitchingAtSaturation(t *testing.T) {
 	} {
 		s.wg.Go(func() { s.client(t, e, d, i, way) })
 	}
+	s.wg.Go(func() { s.pipeline(e, d, 9, sending{binary: true, size: held}) })
 	began := time.Now()
 	const switches = 20
 	for i := range switches {
@@ -121,7 +127,11 @@ func (s *saturation) count(version string) int {
 // client sends one request after the other over one connection until it is told to
 // stop.
 func (s *saturation) client(t *testing.T, e endpoint, d *device, number int, way sending) {
-	transport := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: time.Minute, DisableCompression: true}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		return &keptConn{Conn: c, ended: s.ended}, err
+	}
+	transport := &http.Transport{DialContext: dial, MaxConnsPerHost: 1, ExpectContinueTimeout: time.Minute, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: 2 * time.Minute}
 	for i := 0; ; i++ {
@@ -130,18 +140,125 @@ func (s *saturation) client(t *testing.T, e endpoint, d *device, number int, way
 			return
 		default:
 		}
-		s.mu.Lock()
-		s.sent++
-		s.mu.Unlock()
+		s.sends()
 		version, err := s.once(t, client, e, d, way, float32(number*1000+i%1000))
-		s.mu.Lock()
 		if err != nil {
-			s.failed = append(s.failed, fmt.Errorf("client %d %+v, request %d: %w", number, way, i, err))
-		} else {
-			s.answers[version]++
+			err = fmt.Errorf("client %d %+v, request %d: %w", number, way, i, err)
 		}
-		s.mu.Unlock()
+		s.answered(version, err)
 	}
+}
+
+func (s *saturation) sends() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent++
+}
+
+func (s *saturation) answered(version string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.failed = append(s.failed, err)
+	} else {
+		s.answers[version]++
+	}
+}
+
+// ended tells that the gateway ended a connection that its client still held.
+func (s *saturation) ended(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, fmt.Errorf("the gateway ended a connection: %w", err))
+}
+
+// keptConn tells when the other side ends it.
+type keptConn struct {
+	net.Conn
+	closed atomic.Bool
+	ended  func(error)
+}
+
+func (c *keptConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !c.closed.Load() && !errors.Is(err, os.ErrDeadlineExceeded) { // the client's own way to stop a read
+		c.ended(err)
+	}
+	return n, err
+}
+
+func (c *keptConn) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// pipelined is how many requests a client that pipelines has under way.
+const pipelined = 3
+
+// pipeline sends several requests, slowly, before it has read the answer to the
+// first, over one connection.
+func (s *saturation) pipeline(e endpoint, d *device, number int, way sending) {
+	conn, err := net.Dial("tcp", d.gateway)
+	if err != nil {
+		s.answered("", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	in := bufio.NewReader(conn)
+	for i := 0; ; i += pipelined {
+		select {
+		case <-s.quit:
+			return
+		default:
+		}
+		written := make(chan error, 1)
+		go func() {
+			for j := range pipelined {
+				body, header, _ := way.body(float32(number*1000 + (i+j)%1000))
+				s.sends()
+				_, err := fmt.Fprintf(conn, "POST /%s/v2/models/adder/infer HTTP/1.1\r\nHost: %s\r\nX-Api-Key: %s\r\n%s: %d\r\nContent-Length: %d\r\n\r\n",
+					e.name, d.gateway, e.key, headerLength, header, len(body))
+				if err == nil {
+					_, err = io.Copy(struct{ io.Writer }{conn}, &slowReader{bytes.NewReader(body)})
+				}
+				if err != nil {
+					written <- err
+					return
+				}
+			}
+			written <- nil
+		}()
+		_, _, n := way.body(0)
+		for j := range pipelined {
+			version, err := readAnswer(in, way, float32(number*1000+(i+j)%1000), n)
+			if err != nil {
+				s.answered("", fmt.Errorf("the client that pipelines, request %d: %w", i+j, err))
+				_ = conn.Close() // ends the writing
+				<-written
+				return
+			}
+			s.answered(version, nil)
+		}
+		if err := <-written; err != nil {
+			s.answered("", err)
+			return
+		}
+	}
+}
+
+func readAnswer(in *bufio.Reader, way sending, first float32, n int) (version string, err error) {
+	res, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return "", err
+	}
+	out, err := io.ReadAll(res.Body)
+	if err = errors.Join(err, res.Body.Close()); err != nil {
+		return "", err
+	}
+	if res.StatusCode != http.StatusOK || res.Close {
+		return "", fmt.Errorf("%s, connection ended: %v: %.300s", res.Status, res.Close, out)
+	}
+	return way.check(res.Header.Get(headerLength), out, first, n)
 }
 
 func (s *saturation) once(t *testing.T, client *http.Client, e endpoint, d *device, way sending, first float32) (version string, err error) {
@@ -178,8 +295,6 @@ func (s *saturation) once(t *testing.T, client *http.Client, e endpoint, d *devi
 		return "", err
 	case res.StatusCode != http.StatusOK:
 		return "", fmt.Errorf("%s: %.300s", res.Status, out)
-	case res.Close:
-		return "", fmt.Errorf("the gateway ends the connection")
 	}
 	return way.check(res.Header.Get(headerLength), out, first, n)
 }
