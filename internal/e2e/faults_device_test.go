@@ -245,6 +245,7 @@ func machineFaults(w *world) []incident {
 			says: []string{"desired.json", "no space left on device"}, remedy: "Free disk space",
 			inject: func(t testing.TB) {
 				d := w.prepare("brim")
+				write(t, d.config, "%s", strings.Replace(read(t, d.config), "ballast_bytes = 4096", "ballast_bytes = 0", 1)) // it would save the day
 				tmpfs(t, d.state(), "4m")
 				w.agentJoins(d, w.joinCommand())
 				w.startAgent(d)
