@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/atelier-edge/atelier/internal/boot"
@@ -224,11 +223,6 @@ func (w *world) until(ctx context.Context, d *device, connected bool) error {
 			return fmt.Errorf("the hub does not say connected=%t of %s; the end of the agent's log:\n%s", connected, d.name, d.agent.Tail(10))
 		}
 	}
-}
-
-// end ends a device's programs, its modules included.
-func (w *world) end(ctx context.Context, d *device) error {
-	return errors.Join(d.agent.Stop(syscall.SIGTERM, 20*time.Second), boot.EndAll(ctx, d.dir))
 }
 
 // key returns an endpoint's primary key.

@@ -48,7 +48,7 @@ func notJSON(data []byte, err *jsontext.SyntacticError) error {
 	near := data[at:min(at+20, len(data))]
 	e := atelier.Errorf(atelier.Invalid, "the body is not JSON: %v at byte %d, near %.20q", err.Err, at, near)
 	if bytes.HasPrefix(near, []byte("N")) || bytes.HasPrefix(near, []byte("I")) {
-		e.WithRemedy("JSON has no NaN and no infinity; send such tensors in binary form.")
+		e = e.WithRemedy("JSON has no NaN and no infinity; send such tensors in binary form.")
 	}
 	return e
 }

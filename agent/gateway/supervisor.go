@@ -148,7 +148,6 @@ func (s *Supervisor) pause(ctx context.Context, d time.Duration) bool {
 	s.mu.Unlock()
 	select {
 	case <-child: // never where it is nil
-		child = nil
 		s.mu.Lock()
 		s.child = nil
 		s.mu.Unlock()

@@ -150,7 +150,6 @@ type hub struct {
 	tls       *authority.Authority
 	admit     func(device string, cert *x509.Certificate) error // asked at each handshake of a device
 	webSocket http.Handler                                      // nil with an external broker
-	mqtt      string                                            // where devices connect
 }
 
 func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {

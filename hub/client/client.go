@@ -182,7 +182,7 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	}
 	const tries = 3
 	for try := 1; ; try++ {
-		res, err := c.send(ctx, r)
+		res, err := c.send(ctx, r) //nolint:bodyclose // decode closes it
 		if err == nil {
 			return decode(res, out)
 		}

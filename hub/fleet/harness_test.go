@@ -243,7 +243,7 @@ func (h *hub) blob(b []byte) atelier.File {
 		_, err = in.WriteAt(b, 0)
 	}
 	if err == nil {
-		err = in.Accept(content.Range{Start: 0, End: f.Size}, [32]byte(mustSum(f.Digest)))
+		err = in.Accept(content.Range{Start: 0, End: f.Size}, mustSum(f.Digest))
 	}
 	if err == nil {
 		_, err = in.Commit(h.ctx)

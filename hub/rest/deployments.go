@@ -49,7 +49,7 @@ func (VersionRef) Schema(huma.Registry) *huma.Schema {
 	}
 }
 
-// DeploymentFields, exported for the OpenAPI document, are what a deployment can be made of and changed to.
+// DeploymentFields are what a deployment can be made of and changed to; exported for the OpenAPI document.
 type DeploymentFields struct {
 	Description *string         `json:"description,omitempty" maxLength:"4096"`
 	Version     *VersionRef     `json:"version,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
@@ -102,7 +103,7 @@ func (s *Store) account(app storage.Appender, r *record, lost uint64, refused [r
 			return nil
 		}
 		b := labels.NewBuilder(labels.EmptyLabels())
-		b.Set(labels.MetricName, name).Set(workspaceLabel, r.Workspace).Set(deviceLabel, r.Name).Set(deviceIDLabel, r.Device)
+		b.Set(model.MetricNameLabel, name).Set(workspaceLabel, r.Workspace).Set(deviceLabel, r.Name).Set(deviceIDLabel, r.Device)
 		_, err := app.Append(0, b.Set("reason", reason).Labels(), r.Received, float64(v))
 		if errors.Is(err, storage.ErrDuplicateSampleForTimestamp) || errors.Is(err, storage.ErrTooOldSample) || errors.Is(err, storage.ErrOutOfBounds) {
 			return nil // two frames in one millisecond; the next one tells more

@@ -154,7 +154,7 @@ func (c *converter) histogram(name string, p *otlp.HistogramPoint) {
 		return
 	}
 	part := func(suffix, le string, v float64) {
-		c.builder.Set(labels.MetricName, name+suffix)
+		c.builder.Set(model.MetricNameLabel, name+suffix)
 		c.builder.Set(labels.BucketLabel, le)
 		c.add(p.Time, v)
 	}
@@ -187,7 +187,7 @@ func (c *converter) begin(name string, attributes []otlp.Attribute) bool {
 		}
 		c.builder.Set(key, a.Value)
 	}
-	c.builder.Set(labels.MetricName, name)
+	c.builder.Set(model.MetricNameLabel, name)
 	c.builder.Set(workspaceLabel, c.rec.Workspace)
 	c.builder.Set(deviceLabel, c.rec.Name)
 	c.builder.Set(deviceIDLabel, c.rec.Device)

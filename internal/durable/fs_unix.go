@@ -29,5 +29,5 @@ func (OS) Free(name string) (int64, error) {
 	if err := syscall.Statfs(name, &s); err != nil {
 		return 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
 	}
-	return int64(s.Bavail) * int64(s.Bsize), nil
+	return int64(s.Bavail) * int64(s.Bsize), nil //nolint:unconvert // the types differ between platforms
 }

@@ -66,7 +66,7 @@ type DesiredAck struct {
 	Why      atelier.Why      `json:"why"` // the reason where Saved is false
 }
 
-// The streams that Ack knows besides those of telemetry.
+// StreamReport is the stream that Ack knows besides those of telemetry.
 const StreamReport = "report"
 
 // Ack acknowledges everything of a stream up to and including a sequence (down).

@@ -137,7 +137,8 @@ func DecodeTelemetry(b []byte) (TelemetryFrame, error) {
 	f.Stream = string(body[2:28])
 	f.Sequence = binary.BigEndian.Uint64(body[28:])
 	f.Previous = binary.BigEndian.Uint64(body[36:])
-	rest, ok := body[telemetryFixed:], true
+	var ok bool
+	rest := body[telemetryFixed:]
 	if f.Taken, rest, ok = readClock(rest); ok {
 		f.Sent, rest, ok = readClock(rest)
 	}

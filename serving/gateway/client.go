@@ -265,7 +265,7 @@ func (c *client) answer(status int, contentType string, body []byte, more string
 	}
 	// A client that waits for 100 has not sent its body and may never do so.
 	unread := c.stream != nil && !c.stream.done
-	keep := reusable && c.req.keepAlive && !(unread && c.req.expect) && !c.leaving.Load()
+	keep := reusable && c.req.keepAlive && (!unread || !c.req.expect) && !c.leaving.Load()
 	if keep && unread {
 		keep = c.discard()
 	}

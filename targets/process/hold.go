@@ -149,7 +149,7 @@ func (h *hold) wait(signals <-chan os.Signal) *targets.Exit {
 	go func() {
 		defer close(ended)
 		var info unix.Siginfo
-		for unix.Waitid(unix.P_PID, h.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil) == syscall.EINTR {
+		for errors.Is(unix.Waitid(unix.P_PID, h.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil), syscall.EINTR) {
 		}
 	}()
 	var memory <-chan time.Time

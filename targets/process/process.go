@@ -198,7 +198,7 @@ func (t *Target) signalShim(id string, sig syscall.Signal) error {
 	if err != nil {
 		return nil // it has just ended
 	}
-	defer p.Release()
+	defer func() { _ = p.Release() }() // it gives up a descriptor
 	if again, err := t.instance(id).holder(); err != nil || again != pid {
 		return err
 	}
@@ -401,7 +401,7 @@ func checkSpec(s *targets.Spec) error {
 	if err := checkID(s.ID); err != nil {
 		return err
 	}
-	bad := func(field, format string, args ...any) error {
+	bad := func(field, format string, args ...any) *atelier.Error {
 		return atelier.Errorf(atelier.Invalid, format, args...).WithField(field)
 	}
 	switch {
@@ -414,7 +414,7 @@ func checkSpec(s *targets.Spec) error {
 	case s.Socket != "" && !filepath.IsAbs(s.Socket):
 		return bad("socket", "the socket %q of module %s is not an absolute path", s.Socket, s.ID)
 	case len(s.Socket) > maxSocketPath:
-		return bad("socket", "the socket %q of module %s is longer than %d bytes", s.Socket, s.ID, maxSocketPath).(*atelier.Error).
+		return bad("socket", "the socket %q of module %s is longer than %d bytes", s.Socket, s.ID, maxSocketPath).
 			WithRemedy("Run the agent with a shorter --run directory.")
 	case slices.ContainsFunc(s.Env, func(e string) bool { return strings.IndexByte(e, '=') < 1 || strings.ContainsRune(e, 0) }):
 		return bad("env", "an environment variable of module %s is not NAME=value", s.ID)

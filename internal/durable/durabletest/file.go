@@ -1,6 +1,7 @@
 package durabletest
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"path/filepath"
@@ -34,7 +35,7 @@ func (f *file) use(op string, fn func() error) error {
 	default:
 		err = fn()
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return &fs.PathError{Op: op, Path: f.name, Err: err}
 	}
 	return err

@@ -166,7 +166,7 @@ func (s *Store) runOne(dbtx *sql.Tx, w *write, t *tx) error {
 	}
 	w.turn <- t
 	w.err = <-w.ran
-	w.gone = w.err == errGone
+	w.gone = errors.Is(w.err, errGone)
 	t.end()
 	if t.failed != nil {
 		// A statement failed. Whatever fn made of it, it must not be committed.
