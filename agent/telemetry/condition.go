@@ -30,12 +30,18 @@ func (t *Telemetry) Condition() atelier.Condition {
 	return t.condition
 }
 
-// note keeps why the last round of measurements could not be kept, nil where it was.
+// note keeps why the last round of measurements could not be kept, nil where it
+// was, and tells where that changes the condition.
 func (t *Telemetry) note(err error) {
 	t.mu.Lock()
 	t.failure = err
+	before := t.condition
 	t.mu.Unlock()
+	now := t.Condition()
 	if err != nil {
-		t.opts.Log.Warn("cannot keep measurements", "why", t.Condition().Why())
+		t.opts.Log.Warn("cannot keep measurements", "why", now.Why())
+	}
+	if now.True() != before.True() && t.opts.Changed != nil {
+		t.opts.Changed()
 	}
 }

@@ -33,6 +33,8 @@ type Options struct {
 	Gateway func(context.Context) (atelier.GatewayStatus, error)
 	// Modules returns the state of the device's modules.
 	Modules func() []atelier.ModuleStatus
+	// Changed is called when Condition begins to hold or to fail; nil for nobody.
+	Changed func()
 	Link    Publisher
 	Log     *slog.Logger
 	FS      durable.FS        // durable.OS{} where nil
