@@ -34,7 +34,7 @@ func TestQueriesAreBounded(t *testing.T) {
 	} {
 		expect(http.StatusBadRequest, "bad_data", url.Values{"query": {bomb}, "time": {at}})
 	}
-	expect(http.StatusServiceUnavailable, "timeout", url.Values{"query": {"g"}, "time": {at}, "timeout": {"0.000001"}})
+	expect(http.StatusServiceUnavailable, "timeout", url.Values{"query": {"g"}, "time": {at}, "timeout": {"0.000000001"}})
 	w := httptest.NewRecorder()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/v1/query", strings.NewReader("query="+strings.Repeat("x", 2<<20)))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
