@@ -13,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -274,28 +273,6 @@ func (a *agent) settings() config.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.config
-}
-
-// Giving memory back: the runtime keeps what the start needed for minutes, and
-// an agent that only waits would hold it all the time.
-const (
-	settled   = 20 * time.Second
-	giveEvery = time.Minute
-)
-
-// slim gives memory that is free back to the system.
-func slim(ctx context.Context) {
-	timer := time.NewTimer(settled)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-			debug.FreeOSMemory()
-			timer.Reset(giveEvery)
-		}
-	}
 }
 
 // refill is how often a ballast that was given up is made again.
