@@ -29,8 +29,10 @@ import (
 	"iter"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -62,22 +64,52 @@ func Mount(dir string) (*Disk, error) {
 }
 
 func (d *Disk) mount() error {
+	// The library lets programs that are started meanwhile inherit its descriptor of
+	// /dev/fuse. One that holds it keeps the file system alive, and waits for it, when
+	// this process has ended.
+	syscall.ForkLock.RLock()
 	server, err := fuse.NewServer(&wire{RawFileSystem: fuse.NewDefaultRawFileSystem(), Disk: d}, d.dir, &fuse.MountOptions{
 		DirectMountStrict: true, DisableXAttrs: true, MaxWrite: 256 << 10, FsName: "powerfs", Name: "powerfs",
 	})
+	err = errors.Join(err, keepFromPrograms("/dev/fuse"))
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		return fmt.Errorf("mount a disk at %s, which takes root and /dev/fuse: %w", d.dir, err)
 	}
 	d.server = server
-	go server.Serve() // ends with Unmount
+	go server.Serve() // ends when the disk is unmounted
 	return server.WaitMount()
+}
+
+// keepFromPrograms sees to it that programs inherit no descriptor of the file.
+func keepFromPrograms(file string) error {
+	const dir = "/proc/self/fd"
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		to, err := os.Readlink(path.Join(dir, e.Name()))
+		if fd, bad := strconv.Atoi(e.Name()); err == nil && bad == nil && to == file {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
+// Close unmounts the disk and forgets what is on it. No program may use it any more.
+func (d *Disk) Close() error {
+	err := d.unmount()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.root, d.nodes = nil, nil // whoever holds d shall not hold all that
+	return err
 }
 
 // lingering is how long a program that was killed may take to let go of its files.
 const lingering = 30 * time.Second
 
-// Close unmounts the disk. No program may use it any more.
-func (d *Disk) Close() error {
+func (d *Disk) unmount() error {
 	begin := time.Now()
 	err := d.server.Unmount() // waits a little itself
 	for errors.Is(err, syscall.EBUSY) && time.Since(begin) < lingering {
@@ -132,7 +164,7 @@ func (d *Disk) Cut() {
 // before or as after.
 func (d *Disk) Restart(rng *rand.Rand) error {
 	d.Cut() // what the kernel still holds of memory maps is lost
-	if err := d.Close(); err != nil {
+	if err := d.unmount(); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -143,7 +175,8 @@ func (d *Disk) Restart(rng *rand.Rand) error {
 }
 
 // Files yields the path, relative to the disk's root, and the content of each
-// file, sorted by path, as programs see them now. The content must not be changed.
+// file, sorted by path, as programs see them now. It is for a disk that nobody
+// writes to; the content must not be changed.
 func (d *Disk) Files() iter.Seq2[string, []byte] {
 	return func(yield func(string, []byte) bool) {
 		all := map[string][]byte{}
@@ -155,7 +188,7 @@ func (d *Disk) Files() iter.Seq2[string, []byte] {
 				case syscall.S_IFDIR:
 					walk(to, below)
 				case syscall.S_IFREG:
-					all[to] = slices.Clone(below.data)
+					all[to] = below.data
 				}
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -179,5 +180,16 @@ func TestSharedMapsAreKeptOnlyWhenSynced(t *testing.T) {
 		if got, err := os.ReadFile(path); err != nil || string(got) != strings.Repeat("a", 4096) {
 			t.Fatalf("synced %t: %.8q, %v", synced, got, err)
 		}
+	}
+}
+
+// TestProgramsInheritNothing starts a program beside a disk: it must not get the
+// descriptor that keeps the file system alive.
+func TestProgramsInheritNothing(t *testing.T) {
+	t.Parallel()
+	mounted(t)
+	out, err := exec.CommandContext(t.Context(), "ls", "-l", "/proc/self/fd").CombinedOutput()
+	if err != nil || strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
