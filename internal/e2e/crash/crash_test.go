@@ -152,6 +152,7 @@ func all(t *testing.T, c counts, side, how string) {
 			t.Parallel()
 			t.Log(p)
 			byOperation := strike(t, p)
+			t.Log("all is there:", p)
 			mu.Lock()
 			defer mu.Unlock()
 			where[p.phase]++
