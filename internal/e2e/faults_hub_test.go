@@ -79,7 +79,7 @@ func faultsOfJoining(t *testing.T) {
 		},
 		{
 			name: "a wrong access token", where: "atelier", reason: "unauthenticated",
-			says: []string{"token"}, remedy: "atelier login",
+			says: []string{"access token is not known"}, remedy: "administrator of the hub",
 			told: []place{refusalOf("atelier", "unauthenticated", 4, func() (string, int) {
 				_, errOut, err := run(t.Context(), append([]string{"ATELIER_TOKEN=atl_" + strings.Repeat("a", 43)}, w.env...), filepath.Join(bin, "atelier"), "status")
 				return errOut, exitCode(err)
