@@ -10,7 +10,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 RACE     ?=
 # make test PKG=./hub/... tests a part.
 PKG      ?= ./...
-TEST_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 40m
 # make soak DURATION=5m rehearses.
 DURATION ?= 1h
 
