@@ -265,7 +265,7 @@ func TestRebootsOfflineWithAWrongClock(t *testing.T) {
 		})
 	}
 
-	w.hub.start(t)
+	w.startHub()
 	back := time.Now()
 	for _, d := range all {
 		w.connected(d.device)

@@ -184,7 +184,7 @@ func faultsOfAHubThatIsAway(t *testing.T) {
 		},
 	})
 	another.signal(t, syscall.SIGTERM)
-	w.hub.start(t)
+	w.startHub()
 	inject(t, []incident{{
 		name: "a certificate that has expired, at the hub", where: "the device is away for longer than certificates last", reason: "CertificateExpired",
 		says: []string{"idle", "ran out"}, remedy: "clock",
@@ -229,7 +229,7 @@ func faultsOfABroker(t *testing.T) {
 		},
 		told: []place{d.status("Connected")},
 	}})
-	w.hub.start(t)
+	w.startHub()
 }
 
 // faultsOfAFullHub fills the hub's disk.

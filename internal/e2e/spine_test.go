@@ -97,7 +97,7 @@ func mainJob(t *testing.T, w *world) {
 		}
 		return nil
 	})
-	w.hub.start(t)
+	w.startHub()
 	back := time.Now()
 	w.connected(one)
 	w.connected(two)

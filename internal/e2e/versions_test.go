@@ -69,7 +69,7 @@ func (w *world) restartHub(dir string) {
 	w.t.Helper()
 	w.hub.signal(w.t, syscall.SIGTERM)
 	w.useHub(dir, w.hub.Args)
-	w.hub.start(w.t)
+	w.startHub()
 	w.hub.says(w.t, "ready")
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,19 @@ func (w *world) boot(hubArgs ...string) {
 // useHub lets the hub be the program in dir, from its next start on.
 func (w *world) useHub(dir string, args []string) {
 	w.hub = program{&boot.Program{Path: filepath.Join(dir, "atelier-hub"), Args: args, Log: filepath.Join(w.dir, "hub.log")}}
+}
+
+// startHub starts the hub again and waits until it listens.
+func (w *world) startHub() {
+	w.t.Helper()
+	w.hub.start(w.t)
+	eventually(w.t, 60*time.Second, func() error {
+		c, err := net.Dial("tcp", w.listen)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
 }
 
 // atelier runs the command line, which must succeed, and returns its output.
