@@ -45,8 +45,14 @@ func (t *totals) add(c *totals) {
 	t.inFlight += c.inFlight
 }
 
-// maxRetired bounds how many lines of backends that are gone are kept.
-const maxRetired = 256
+const (
+	// maxRetired bounds how many lines of backends that are gone are kept.
+	maxRetired = 256
+	// toldRetired is in how many rounds a line without a backend is told: often
+	// enough that its last value gets through, and no longer. A device that told for ever
+	// what it once served would send more with every version.
+	toldRetired = 20
+)
 
 // endpointCounters turns the gateway's counters, which it keeps for each
 // backend and forgets with it, into totals that never fall while one gateway
@@ -61,7 +67,7 @@ type endpointCounters struct {
 	log     *slog.Logger
 	started int64 // Unix milliseconds; of the gateway that the rest is about
 	live    map[string]liveBackend
-	retired map[served]*totals
+	retired []*retiredLine // the last to lose a backend is the last
 }
 
 type liveBackend struct {
@@ -73,13 +79,14 @@ const retiredFormat = 1
 
 // retiredFile is the form of the file.
 type retiredFile struct {
-	Started int64         `json:"started"`
-	Lines   []retiredLine `json:"lines"`
+	Started int64          `json:"started"`
+	Lines   []*retiredLine `json:"lines"`
 }
 
 type retiredLine struct {
 	served
 	totals
+	told int // rounds since it lost a backend, or since the agent started
 }
 
 func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpointCounters {
@@ -98,7 +105,9 @@ func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpoin
 	}
 	c.started = file.Started
 	for _, l := range file.Lines {
-		c.retired[l.served] = &l.totals
+		if l != nil {
+			c.retire(l.served, &l.totals)
+		}
 	}
 	return c
 }
@@ -106,61 +115,81 @@ func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpoin
 func (c *endpointCounters) reset(started int64) {
 	c.started = started
 	c.live = map[string]liveBackend{}
-	c.retired = map[served]*totals{}
+	c.retired = nil
 }
 
-// take counts what the gateway says and returns the totals.
+// take counts what the gateway says and returns the totals of the lines that are
+// to be told: those with a backend, and those that lost theirs a short time ago.
 func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
 	if s.Started != c.started {
 		c.reset(s.Started)
 	}
 	now := make(map[string]liveBackend, len(s.Counters))
+	sums := make(map[served]*totals, len(s.Counters))
 	for i := range s.Counters {
 		e := &s.Counters[i]
-		now[e.Endpoint+"/"+e.Rollout] = liveBackend{
+		b := liveBackend{
 			served{e.Endpoint, e.Deployment, e.Model, e.Version},
 			totals{Requests: e.Requests, Buckets: e.Buckets, Seconds: e.Seconds, inFlight: e.InFlight},
 		}
+		now[e.Endpoint+"/"+e.Rollout] = b
+		sums[b.served] = &totals{}
 	}
 	gone := false
 	for id, b := range c.live {
-		if _, still := now[id]; still {
-			continue
-		}
-		b.totals.inFlight = 0
-		if c.retired[b.served] == nil && len(c.retired) < maxRetired {
-			c.retired[b.served] = &totals{}
-		}
-		if t := c.retired[b.served]; t != nil {
-			t.add(&b.totals)
+		if _, still := now[id]; !still {
+			b.totals.inFlight = 0
+			c.retire(b.served, &b.totals)
 			gone = true
 		}
 	}
 	c.live = now
 	if gone {
+		c.forget(sums)
 		c.save()
 	}
-	sums := make(map[served]*totals, len(now)+len(c.retired))
-	add := func(k served, t *totals) {
-		if sums[k] == nil {
-			sums[k] = &totals{}
+	for _, l := range c.retired {
+		if sums[l.served] == nil && l.told < toldRetired {
+			sums[l.served] = &totals{}
 		}
-		sums[k].add(t)
-	}
-	for k, t := range c.retired {
-		add(k, t)
+		if t := sums[l.served]; t != nil {
+			t.add(&l.totals)
+		}
+		l.told++
 	}
 	for _, b := range now {
-		add(b.served, &b.totals)
+		sums[b.served].add(&b.totals)
 	}
 	return sums
 }
 
-func (c *endpointCounters) save() {
-	file := retiredFile{Started: c.started}
-	for k, t := range c.retired {
-		file.Lines = append(file.Lines, retiredLine{k, *t})
+// retire adds to the line of a backend that is gone.
+func (c *endpointCounters) retire(k served, t *totals) {
+	l := &retiredLine{served: k}
+	if i := slices.IndexFunc(c.retired, func(l *retiredLine) bool { return l.served == k }); i >= 0 {
+		l = c.retired[i]
+		c.retired = slices.Delete(c.retired, i, i+1)
 	}
+	l.add(t)
+	l.told = 0
+	c.retired = append(c.retired, l)
+}
+
+// forget keeps the lines within their bound: the first to go are those that lost their
+// last backend longest ago. A line that has one again would fall, so it stays.
+func (c *endpointCounters) forget(live map[served]*totals) {
+	over := len(c.retired) - maxRetired
+	c.retired = slices.DeleteFunc(c.retired, func(l *retiredLine) bool {
+		if over <= 0 || live[l.served] != nil {
+			return false
+		}
+		over--
+		return true
+	})
+}
+
+func (c *endpointCounters) save() {
+	file := retiredFile{Started: c.started, Lines: c.retired}
 	b, err := durable.Encode(retiredFormat, file)
 	if err == nil {
 		err = durable.WriteFile(c.fs, c.path, b, 0o600)

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"os"
@@ -191,6 +192,58 @@ func TestEndpointTotals(t *testing.T) {
 	m := f.measure(t)
 	if _, ok := m["atelier.endpoint.requests"]; ok || with(m["atelier.gateway.up"]) != 0 {
 		t.Error("a gateway that does not answer is not told from one without requests")
+	}
+}
+
+// What a device tells does not grow with the versions that it has served: a line is
+// told for a while after its backend is gone, and goes on from there when the version comes back.
+func TestEndpointsOfThePast(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, durabletest.NewDisk(), time.Minute)
+	requests := func(version int) float64 {
+		t.Helper()
+		f.gateway = gatewayStatus(1000, backend(fmt.Sprint("r", version), version, 5))
+		m := f.measure(t)["atelier.endpoint.requests"]
+		if len(m.Points) > 1+toldRetired {
+			t.Fatalf("after %d versions, %d are told", version, len(m.Points))
+		}
+		return with(m, "version", "1")
+	}
+	for version := 1; version <= 2*toldRetired; version++ {
+		want := 5.0
+		if version > 1+toldRetired {
+			want = math.NaN()
+		}
+		if got := requests(version); got != want && !(math.IsNaN(got) && math.IsNaN(want)) {
+			t.Fatalf("with version %d, version 1 is told as %v, expected was %v", version, got, want)
+		}
+	}
+	f.gateway = gatewayStatus(1000, backend("again", 1, 2))
+	if got := with(f.measure(t)["atelier.endpoint.requests"], "version", "1"); got != 7 {
+		t.Errorf("version 1 came back with %v requests, expected were 5 and 2 more", got)
+	}
+}
+
+// The oldest lines are forgotten, and none that has a backend: it would fall.
+func TestRetiredLinesAreBounded(t *testing.T) {
+	t.Parallel()
+	c := newEndpointCounters(durabletest.NewDisk(), spoolDir, slog.New(slog.DiscardHandler))
+	take := func(counters ...atelier.EndpointCounters) map[served]*totals {
+		s := gatewayStatus(1000, counters...)
+		return c.take(&s)
+	}
+	take(backend("first", 1, 5))
+	for version := 2; version <= 2+2*maxRetired; version++ {
+		sums := take(backend("second", 1, 1), backend(fmt.Sprint("r", version), version, 1))
+		if got := sums[served{"digits", "d", "digits", 1}].Requests["2xx"]; got != 6 {
+			t.Fatalf("version 1 fell to %d requests", got)
+		}
+		if len(c.retired) > maxRetired {
+			t.Fatalf("%d lines are kept", len(c.retired))
+		}
+	}
+	if last := c.retired[len(c.retired)-1].Version; last != 1+2*maxRetired {
+		t.Errorf("version %d was retired last, expected was %d", last, 1+2*maxRetired)
 	}
 }
 
