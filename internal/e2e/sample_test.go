@@ -79,10 +79,15 @@ func (o *observer) sample() error {
 	if err != nil {
 		return err
 	}
+	series, err := gauge(text, "prometheus_tsdb_head_series")
+	if err != nil {
+		return err
+	}
 	if err := o.process("hub", o.w.hub.PID()); err != nil {
 		return err
 	}
 	o.note("hub: goroutines", "", 1, 0.1, 8, n)
+	o.note("hub: series in memory", "", 1, 0.15, 50, series)
 	data := filepath.Join(o.w.dir, "hub")
 	for _, part := range []struct {
 		name  string
@@ -91,7 +96,8 @@ func (o *observer) sample() error {
 	}{
 		{"hub: metadata on disk", 0, func(p string) bool { return strings.HasPrefix(p, "hub.db") }},
 		{"hub: content on disk", 0, func(p string) bool { return strings.HasPrefix(p, "content/") }},
-		{"hub: telemetry on disk", o.journal, func(p string) bool { return strings.HasPrefix(p, "telemetry/") }},
+		{"hub: journal of telemetry, on disk", o.journal, func(p string) bool { return strings.HasPrefix(p, "telemetry/journal/") }},
+		{"hub: measurements on disk", 0, func(p string) bool { return strings.HasPrefix(p, "telemetry/tsdb/") }},
 		{"hub: all on disk", o.journal, func(string) bool { return true }},
 	} {
 		bytes, _, err := usage(data, part.of)
