@@ -54,25 +54,43 @@ func parseTags(pairs []string) (map[string]string, error) {
 
 // localFile is a file to be uploaded and its path within the version.
 type localFile struct {
-	local string
-	file  atelier.File
+	dir  string // the directory that it was found in, which it must not lead out of; "" where it was named itself
+	name string // in dir
+	file atelier.File
+}
+
+func (f *localFile) String() string { return filepath.Join(f.dir, f.name) }
+
+// open opens the file for reading. What was a file in the directory may have
+// become a link out of it in the meantime: that is refused here.
+func (f *localFile) open() (*os.File, error) {
+	var in *os.File
+	var err error
+	if f.dir == "" {
+		in, err = os.Open(f.name)
+	} else {
+		in, err = os.OpenInRoot(f.dir, f.name)
+	}
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+	}
+	return in, nil
 }
 
 // localFiles lists the files below the paths: a file by its base name, a
 // directory's by their path within it.
 func localFiles(paths []string) ([]localFile, error) {
 	var files []localFile
-	add := func(local, name string, size int64) error {
-		name = filepath.ToSlash(name)
-		if err := atelier.CheckFilePath(name); err != nil {
+	add := func(f localFile) error {
+		if err := atelier.CheckFilePath(f.file.Path); err != nil {
 			return err
 		}
-		for _, f := range files {
-			if f.file.Path == name {
-				return atelier.Errorf(atelier.Invalid, "two files would both be named %q: %s and %s", name, f.local, local)
+		for _, other := range files {
+			if f.file.Path == other.file.Path {
+				return atelier.Errorf(atelier.Invalid, "two files would both be named %q: %s and %s", f.file.Path, &other, &f)
 			}
 		}
-		files = append(files, localFile{local, atelier.File{Path: name, Size: size}})
+		files = append(files, f)
 		return nil
 	}
 	for _, p := range paths {
@@ -80,33 +98,14 @@ func localFiles(paths []string) ([]localFile, error) {
 		if err != nil {
 			return nil, atelier.Errorf(atelier.Invalid, "read %s: %w", p, err)
 		}
-		if !info.IsDir() {
-			if !info.Mode().IsRegular() { // a device or a pipe may never end
-				return nil, atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", p)
-			}
-			if err := add(p, filepath.Base(p), info.Size()); err != nil {
-				return nil, err
-			}
-			continue
+		switch {
+		case info.IsDir():
+			err = eachFile(p, add)
+		case !info.Mode().IsRegular(): // a device or a pipe may never end
+			err = atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", p)
+		default:
+			err = add(localFile{name: p, file: atelier.File{Path: filepath.Base(p), Size: info.Size()}})
 		}
-		err = filepath.WalkDir(p, func(at string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			info, err := os.Stat(at) // follows links: what they point to is registered
-			if err != nil {
-				return atelier.Errorf(atelier.Invalid, "%s cannot be read: %w", at, err).
-					WithRemedy("Mend or remove it, or name the files to register one by one.")
-			}
-			if !info.Mode().IsRegular() {
-				return atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", at)
-			}
-			name, err := filepath.Rel(p, at)
-			if err != nil {
-				return err
-			}
-			return add(at, name, info.Size())
-		})
 		if err != nil {
 			return nil, err
 		}
@@ -115,6 +114,45 @@ func localFiles(paths []string) ([]localFile, error) {
 		return nil, atelier.Errorf(atelier.Invalid, "there are no files in %s", strings.Join(paths, ", "))
 	}
 	return files, nil
+}
+
+// eachFile calls add for the files below dir. A link within it stands for the file that
+// it leads to. One that leads out of it is refused: who registers a directory that
+// came from elsewhere means what is in it, and not a key in their home that it points to.
+func eachFile(dir string, add func(localFile) error) (err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return atelier.Errorf(atelier.Invalid, "read %s: %w", dir, err)
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return atelier.Errorf(atelier.Invalid, "read %s: %w", filepath.Join(dir, name), err)
+		}
+		if d.IsDir() {
+			return nil
+		}
+		f := localFile{dir: dir, name: filepath.FromSlash(name), file: atelier.File{Path: name}}
+		info, err := root.Stat(f.name)
+		if err != nil {
+			if to, broken := os.Readlink(f.String()); broken == nil && exists(f.String()) {
+				return atelier.Errorf(atelier.Invalid, "%s is a link to %s, which is not within %s by a relative path", &f, to, dir).
+					WithRemedy("Put the file in the link's place if it belongs to the model ('cp -rL' copies a directory so), or remove the link.")
+			}
+			return atelier.Errorf(atelier.Invalid, "%s cannot be read: %w", &f, err).
+				WithRemedy("Mend or remove it, or name the files to register one by one.")
+		}
+		if !info.Mode().IsRegular() {
+			return atelier.Errorf(atelier.Invalid, "%s is neither a file nor a directory", &f)
+		}
+		f.file.Size = info.Size()
+		return add(f)
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // upload sends the files that the workspace ("" for the hub) does not hold yet.
@@ -126,7 +164,7 @@ func (a *app) upload(ctx context.Context, cl *client.Client, ws string, files []
 	hashing := a.newProgress("Hashing", total)
 	for i := range files {
 		var err error
-		if files[i].file.Digest, err = digestOf(files[i].local, hashing); err != nil {
+		if files[i].file.Digest, err = digestOf(&files[i], hashing); err != nil {
 			return nil, err
 		}
 	}
@@ -143,10 +181,10 @@ func (a *app) upload(ctx context.Context, cl *client.Client, ws string, files []
 	return out, nil
 }
 
-func digestOf(path string, p *progress) (_ atelier.Digest, err error) {
-	in, err := os.Open(path)
+func digestOf(f *localFile, p *progress) (_ atelier.Digest, err error) {
+	in, err := f.open()
 	if err != nil {
-		return "", atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+		return "", err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 	hash := sha256.New()
@@ -163,9 +201,9 @@ func uploadFile(ctx context.Context, cl *client.Client, ws string, f localFile, 
 		p.add(f.file.Size)
 		return nil
 	}
-	in, err := os.Open(f.local)
+	in, err := f.open()
 	if err != nil {
-		return atelier.Errorf(atelier.Invalid, "read the file: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 	// Exactly what was hashed: a file that grows meanwhile is cut there, one that
@@ -186,7 +224,8 @@ func (a *app) modelRegister() *cobra.Command {
 		Long: `Register files or directories as a new version of a model; the model is made with its first version.
 
 Files are uploaded once: content that the workspace holds already is not sent again. Inputs and outputs are read out of the
-ONNX file. A directory's files keep their paths within it.`,
+ONNX file. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
+directory as well.`,
 		Example: `  atelier model register digits digits.onnx --description "first try" --tag team=vision
   atelier model register detector ./export/ --entry model.onnx`,
 		Args: between(2, -1),

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
+
 	atelier "github.com/atelier-edge/atelier"
 )
 
@@ -35,12 +38,13 @@ func checkTexts(description string, tags map[string]string) error {
 }
 
 // checkPaths checks that files can be laid out as they are named: at least one,
-// no path twice, none that is the directory of another. It sorts them by path.
+// no path twice, none that is the directory of another. Paths that some file systems
+// of devices take for the same count as the same (see folded). It sorts them by path.
 func checkPaths(files []atelier.File) error {
 	if len(files) == 0 || len(files) > maxFiles {
 		return atelier.Errorf(atelier.Invalid, "%d files are given; 1 to %d are taken", len(files), maxFiles).WithField("files")
 	}
-	seen := make(map[string]bool, len(files))
+	seen := make(map[string]string, len(files)) // path by what it is folded to
 	for i, f := range files {
 		field := fmt.Sprintf("files[%d]", i)
 		if err := atelier.CheckFilePath(f.Path); err != nil {
@@ -49,20 +53,31 @@ func checkPaths(files []atelier.File) error {
 		if _, err := atelier.ParseDigest(string(f.Digest)); err != nil {
 			return inField(err, field+".digest")
 		}
-		if seen[f.Path] {
+		switch other, taken := seen[folded(f.Path)]; {
+		case taken && other == f.Path:
 			return atelier.Errorf(atelier.Invalid, "two files have the path %q", f.Path).WithField(field + ".path")
+		case taken:
+			return atelier.Errorf(atelier.Invalid, "the paths %+q and %+q differ only in case or in how Unicode writes their characters; some devices' file systems take them for the same file", other, f.Path).
+				WithField(field + ".path").WithRemedy("Rename one of the two.")
 		}
-		seen[f.Path] = true
+		seen[folded(f.Path)] = f.Path
 	}
 	for i, f := range files {
 		for dir := parent(f.Path); dir != ""; dir = parent(dir) {
-			if seen[dir] {
-				return atelier.Errorf(atelier.Invalid, "%q is a file, and the directory of %q", dir, f.Path).WithField(fmt.Sprintf("files[%d].path", i))
+			if file, taken := seen[folded(dir)]; taken {
+				return atelier.Errorf(atelier.Invalid, "%q is a file, and the directory of %q", file, f.Path).WithField(fmt.Sprintf("files[%d].path", i))
 			}
 		}
 	}
 	slices.SortFunc(files, func(a, b atelier.File) int { return strings.Compare(a.Path, b.Path) })
 	return nil
+}
+
+// folded returns what a path has in common with all that a file system may take for
+// the same: those of Windows, macOS and ext4 with casefold do not tell case, the latter
+// two not how an accented letter is written.
+func folded(path string) string {
+	return norm.NFD.String(cases.Fold().String(norm.NFD.String(path)))
 }
 
 // inField says which part of the request err is about.

@@ -161,6 +161,7 @@ func badFiles(t *testing.T, w *world) {
 		{"no-such-file", filepath.Join(dir, "none.onnx"), 2, "none.onnx"},
 		{"dangling", link("dangling/model.onnx", "nowhere"), 2, "model.onnx"},
 		{"loop", link("loop/model.onnx", "model.onnx"), 2, "model.onnx"},
+		{"leads-out", link("out/model.onnx", digits(1)), 2, "cp -rL"},
 		{"endless", "/dev/zero", 2, "/dev/zero is neither"},
 		{"../escape", digits(1), 2, "name"},
 		{strings.Repeat("x", 64), digits(1), 2, "63"},
