@@ -56,6 +56,9 @@ type EndpointCounters struct {
 	// InFlight is how many requests the backend is answering right now. The
 	// agent stops a replaced module only when it reads 0, or after its patience.
 	InFlight int64 `json:"in_flight"`
+	// Departed says that no route leads to the backend any more: its counts are the
+	// last, but for the requests in flight.
+	Departed bool `json:"departed,omitempty"`
 }
 
 // GatewayStatus is what the gateway tells the agent.

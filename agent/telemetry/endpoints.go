@@ -48,10 +48,10 @@ func (t *totals) add(c *totals) {
 const (
 	// maxRetired bounds how many lines of backends that are gone are kept.
 	maxRetired = 256
-	// toldRetired is in how many rounds a line without a backend is told: often
-	// enough that its last value gets through, and no longer. A device that told for ever
-	// what it once served would send more with every version.
-	toldRetired = 20
+	// toldAfter is in how many rounds a line is told after its last backend has lost its
+	// route: often enough that its last value gets through, and no longer. A device that told
+	// for ever what it once served would send more with every version.
+	toldAfter = 20
 )
 
 // endpointCounters turns the gateway's counters, which it keeps for each
@@ -68,6 +68,7 @@ type endpointCounters struct {
 	started int64 // Unix milliseconds; of the gateway that the rest is about
 	live    map[string]liveBackend
 	retired []*retiredLine // the last to lose a backend is the last
+	silent  map[served]int // rounds since a line lost its last route, or since the agent started
 }
 
 type liveBackend struct {
@@ -86,7 +87,6 @@ type retiredFile struct {
 type retiredLine struct {
 	served
 	totals
-	told int // rounds since it lost a backend, or since the agent started
 }
 
 func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpointCounters {
@@ -115,17 +115,18 @@ func newEndpointCounters(fsys durable.FS, dir string, log *slog.Logger) *endpoin
 func (c *endpointCounters) reset(started int64) {
 	c.started = started
 	c.live = map[string]liveBackend{}
-	c.retired = nil
+	c.retired, c.silent = nil, nil
 }
 
 // take counts what the gateway says and returns the totals of the lines that are
-// to be told: those with a backend, and those that lost theirs a short time ago.
+// to be told: those with a route, and those that lost theirs a short time ago.
 func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
 	if s.Started != c.started {
 		c.reset(s.Started)
 	}
 	now := make(map[string]liveBackend, len(s.Counters))
-	sums := make(map[served]*totals, len(s.Counters))
+	lines := make(map[served]*totals, len(s.Counters))
+	routed := make(map[served]bool, len(s.Counters))
 	for i := range s.Counters {
 		e := &s.Counters[i]
 		b := liveBackend{
@@ -133,7 +134,8 @@ func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
 			totals{Requests: e.Requests, Buckets: e.Buckets, Seconds: e.Seconds, inFlight: e.InFlight},
 		}
 		now[e.Endpoint+"/"+e.Rollout] = b
-		sums[b.served] = &totals{}
+		lines[b.served] = &totals{}
+		routed[b.served] = routed[b.served] || !e.Departed
 	}
 	gone := false
 	for id, b := range c.live {
@@ -145,22 +147,29 @@ func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
 	}
 	c.live = now
 	if gone {
-		c.forget(sums)
+		c.forget(lines)
 		c.save()
 	}
 	for _, l := range c.retired {
-		if sums[l.served] == nil && l.told < toldRetired {
-			sums[l.served] = &totals{}
+		if lines[l.served] == nil {
+			lines[l.served] = &totals{}
 		}
-		if t := sums[l.served]; t != nil {
-			t.add(&l.totals)
-		}
-		l.told++
+		lines[l.served].add(&l.totals)
 	}
 	for _, b := range now {
-		sums[b.served].add(&b.totals)
+		lines[b.served].add(&b.totals)
 	}
-	return sums
+	silent := map[served]int{}
+	for k := range lines {
+		if routed[k] {
+			continue
+		}
+		if silent[k] = c.silent[k] + 1; silent[k] > toldAfter {
+			delete(lines, k)
+		}
+	}
+	c.silent = silent
+	return lines
 }
 
 // retire adds to the line of a backend that is gone.
@@ -171,7 +180,6 @@ func (c *endpointCounters) retire(k served, t *totals) {
 		c.retired = slices.Delete(c.retired, i, i+1)
 	}
 	l.add(t)
-	l.told = 0
 	c.retired = append(c.retired, l)
 }
 

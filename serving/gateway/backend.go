@@ -122,6 +122,9 @@ func (b *backend) counters() atelier.EndpointCounters {
 		Requests: map[string]uint64{}, Buckets: make([]uint64, len(b.buckets)),
 		Seconds: float64(b.nanos.Load()) / 1e9, InFlight: b.inFlight.Load(),
 	}
+	b.mu.Lock()
+	c.Departed = b.gone
+	b.mu.Unlock()
 	for class := range b.requests {
 		if n := b.requests[class].Load(); n > 0 {
 			c.Requests[string(rune('0'+class))+"xx"] = n

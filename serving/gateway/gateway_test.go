@@ -392,6 +392,11 @@ func TestSwitchDropsNothing(t *testing.T) {
 	if failed.Load() > 0 || answered.Load() < 200 {
 		t.Errorf("%d answered, %d failed", answered.Load(), failed.Load())
 	}
+	for _, c := range d.Status().Counters {
+		if c.Departed == (c.Rollout == before.Rollout) {
+			t.Errorf("of %s it is said that it has departed: %v", c.Rollout, c.Departed)
+		}
+	}
 }
 
 // A module that was restarted under its socket leaves stale connections behind.
