@@ -60,8 +60,8 @@ type ReasonDoc struct {
 var reasonDocs = map[Reason]ReasonDoc{
 	ReasonNoSpace:            {"The device's disk cannot hold what the deployment needs.", "Free disk space on the device, or remove a deployment from it."},
 	ReasonDigestMismatch:     {"Received content is not what its digest says, also after fetching it anew.", "Check the device's disk and the hub's storage; register the model again if the hub's copy is damaged."},
-	ReasonSignatureInvalid:   {"A message or a piece of content carries a signature that does not verify.", "Make sure that the device is joined to this hub; join it again if the hub was set up anew."},
-	ReasonKeyUnknown:         {"A message was signed with a key that the device's pinned root does not delegate.", "Restore the hub's keys from its backup, or join the device again."},
+	ReasonSignatureInvalid:   {"A message or a piece of content carries a signature that does not verify.", "Make sure that the device is joined to this hub; join it again if the hub was set up anew. If it is, somebody else publishes to it: look who may (docs/brokers.md)."},
+	ReasonKeyUnknown:         {"A message was signed with a key that the device's pinned root does not delegate.", "Restore the hub's keys from its backup, or join the device again. If the hub has its keys, somebody else publishes to the device: look who may (docs/brokers.md)."},
 	ReasonUnreachable:        {"The hub has not heard from the device.", "Check the device's power and network, and the log of atelier-agent on it."},
 	ReasonNeverConnected:     {"The device joined but has not connected over MQTT yet.", "Start atelier-agent on the device, and let it reach the hub's MQTT port."},
 	ReasonVariantMissing:     {"The model version has no variant that this device can run.", "Register a variant that fits the device's facts, or choose other devices."},

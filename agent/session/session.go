@@ -238,7 +238,7 @@ func (s *Session) unverified(ctx context.Context, envelope []byte, cause error) 
 		s.trust(payload)
 		return
 	}
-	s.opts.Log.Warn("a message from the hub does not verify", "type", claimed, "error", cause)
+	s.opts.Log.Warn("a message from the hub does not verify", "type", claimed, "why", trust.WhyOf(cause))
 	if err == nil && claimed == wire.TypeDesired {
 		s.say(ctx, wire.TypeDesiredAck, state.Refusal(envelope, cause))
 	}

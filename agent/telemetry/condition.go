@@ -38,8 +38,11 @@ func (t *Telemetry) note(err error) {
 	before := t.condition
 	t.mu.Unlock()
 	now := t.Condition()
-	if err != nil {
+	switch {
+	case err != nil:
 		t.opts.Log.Warn("cannot keep measurements", "why", now.Why())
+	case !now.True() && (before.True() || before.Type() == ""):
+		t.opts.Log.Warn("cannot keep all measurements", "why", now.Why())
 	}
 	if now.True() != before.True() && t.opts.Changed != nil {
 		t.opts.Changed()

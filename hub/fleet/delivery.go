@@ -130,6 +130,9 @@ func (f *Fleet) acknowledged(ctx context.Context, p *peer, a wire.DesiredAck) er
 			return nil
 		case a.Saved:
 			r.Acked, r.Refused = a.Position, nil
+		case r.Acked == a.Position && r.Refused == nil:
+			stale = true // it holds that state: what it refuses bears its number, and somebody else sent it
+			return nil
 		default:
 			r.Refused = &catalog.Refusal{Position: a.Position, Why: a.Why}
 		}
@@ -140,7 +143,7 @@ func (f *Fleet) acknowledged(ctx context.Context, p *peer, a wire.DesiredAck) er
 		return err
 	}
 	if stale {
-		f.ignore(p.device, "it acknowledges a state that is not the newest")
+		f.ignore(p.device, "it answers to a state that is not the newest")
 		return nil
 	}
 	f.mu.Lock()

@@ -214,6 +214,7 @@ func TestForgedAndReplayed(t *testing.T) {
 		"malformed session":          d.sign(wire.TypeHello, wire.Hello{Session: "../x"}),
 		"unasked log":                d.sign(wire.TypeCollected, wire.Collected{ID: "x", OK: true}),
 		"ack of nothing":             d.sign(wire.TypeDesiredAck, wire.DesiredAck{Position: atelier.Position{Epoch: 1 << 60}, Saved: true}),
+		"refusal of what it holds":   d.sign(wire.TypeDesiredAck, wire.DesiredAck{Position: d.position(), Why: atelier.Because(atelier.ReasonSignatureInvalid, "forged")}),
 	} {
 		before := h.fleet.Ignored()
 		d.control.Publish(d.topic(wire.Control), 0, false, raw)

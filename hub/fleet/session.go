@@ -125,6 +125,10 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 	if h.Position.After(desired.Position) {
 		// The hub was restored from a backup, or a state was lost: go on beyond
 		// what the device has, or it would refuse everything as replayed.
+		f.log.Warn("a device is ahead of its hub", "device", p.name, "error", atelier.Errorf(atelier.Stale,
+			"device %s holds generation %d of epoch %d, and the newest that this hub knows of for it is generation %d of epoch %d: its data are older than the device's; what it knows is made the device's next state",
+			p.name, h.Position.Generation, h.Position.Epoch, desired.Position.Generation, desired.Position.Epoch).
+			WithRemedy("If the hub was restored from a backup, deploy again what was changed since, and join again the devices that joined since. If not, look who else has its keys."))
 		f.overtake(p.workspace, p.device, h.Position)
 	}
 
