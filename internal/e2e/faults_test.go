@@ -39,6 +39,7 @@ func TestFaults(t *testing.T) {
 	for name, faults := range map[string]func(*testing.T){
 		"devices": faultsOfDevices, "joining": faultsOfJoining, "runtimes": faultsOfRuntimes,
 		"away": faultsOfAHubThatIsAway, "broker": faultsOfABroker, "disk": faultsOfAFullHub,
+		"forged": faultsOfAForger, "restored": faultsOfARestoredHub,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -87,7 +87,7 @@ func (o *observer) sample() error {
 		return err
 	}
 	o.note("hub: goroutines", "", 1, 0.1, 8, n)
-	o.note("hub: series in memory", "", 1, 0.15, 50, series)
+	o.note("hub: series in memory", "", 1, 0.15, 100, series) // two versions more or less on two devices
 	data := filepath.Join(o.w.dir, "hub")
 	for _, part := range []struct {
 		name  string
