@@ -53,8 +53,8 @@ soak: test-tools runtime ## a day in an hour: cut links, change versions, and se
 		go test -count=1 -v -timeout 24h -run '^TestDayInAnHour$$' ./internal/e2e
 	@echo "The tables are in $(CACHE)/soak.md"
 
-fuzz: ## run every fuzz test for a while each (FUZZTIME=30s of CPU time) and print a table
-	@scripts/fuzz $(or $(FUZZTIME),30s)
+fuzz: ## run every fuzz test for a while each (FUZZTIME=30s of CPU time; PKG=./hub/... a part) and print a table
+	@scripts/fuzz $(or $(FUZZTIME),30s) $(PKG)
 
 crash: runtime ## cut the power under hub and agent, and kill them, at 200 points each, as root (SEEDS=200; SIDE=hub HOW=cut SEED=7 one again)
 	go test ./internal/e2e/crash -v -count 1 -timeout 6h -parallel $(or $(AT_ONCE),4) \
