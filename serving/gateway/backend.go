@@ -8,6 +8,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/http1"
 )
 
 // The pool of connections to one module.
@@ -38,7 +39,7 @@ func newBackend(endpoint string, b atelier.Backend) *backend {
 
 // backendConn is one connection to a module.
 type backendConn struct {
-	timed
+	http1.Conn
 	r    *bufio.Reader
 	used time.Time
 }
@@ -65,7 +66,7 @@ func (b *backend) dial() (*backendConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &backendConn{timed: timed{Conn: conn}, r: bufio.NewReaderSize(conn, maxHead)}, nil
+	return &backendConn{Conn: http1.Conn{Conn: conn}, r: bufio.NewReaderSize(conn, http1.MaxHead)}, nil
 }
 
 // put takes back a connection whose last answer was read to its end.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/http1"
 )
 
 // maxDiscard is how much of an unwanted body is read so that a client gets to
@@ -28,7 +29,7 @@ const lingerTime = 2 * time.Second
 // client is one connection of a client. Its requests come one after the other.
 type client struct {
 	g    *Gateway
-	conn timed
+	conn http1.Conn
 	r    *bufio.Reader
 	wait waiting
 
@@ -38,18 +39,18 @@ type client struct {
 	leaving atomic.Bool
 
 	rawHead []byte // of the request, which req points into
-	req     requestHead
+	req     http1.Request
 	rawResp []byte // of the answer, which resp points into
-	resp    responseHead
+	resp    http1.Response
 	id      string // of the request; "" outside any endpoint
 	out     []byte // what is about to be written
 	body    []byte // of the request, where it is small enough to be sent twice
-	stream  *bodyReader
+	stream  *http1.BodyReader
 	written bool // a part of an answer is out
 }
 
 func newClient(g *Gateway, conn net.Conn) *client {
-	return &client{g: g, conn: timed{Conn: conn}, r: bufio.NewReaderSize(conn, maxHead)}
+	return &client{g: g, conn: http1.Conn{Conn: conn}, r: bufio.NewReaderSize(conn, http1.MaxHead)}
 }
 
 // leave ends the connection when its request, if there is one, is answered.
@@ -70,7 +71,7 @@ func (c *client) serve() {
 // turnAway answers that there are too many clients.
 func (c *client) turnAway() {
 	defer c.conn.Close()
-	c.conn.mustRead(time.Second)
+	c.conn.MustRead(time.Second)
 	c.fail(http.StatusServiceUnavailable, atelier.Errorf(atelier.Unavailable, "too many clients are connected").
 		WithRemedy("Try again in a moment."), false)
 }
@@ -88,10 +89,10 @@ func (c *client) next() bool {
 		return false
 	}
 	begin := time.Now()
-	head, err := readHead(c.r, func() { c.conn.mustRead(c.g.opts.Times.Head) })
+	head, err := http1.ReadHead(c.r, func() { c.conn.MustRead(c.g.opts.Times.Head) })
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
-		return c.fail(http.StatusRequestHeaderFieldsTooLarge, atelier.Errorf(atelier.TooLarge, "the request's head is larger than %d bytes", maxHead), false)
+		return c.fail(http.StatusRequestHeaderFieldsTooLarge, atelier.Errorf(atelier.TooLarge, "the request's head is larger than %d bytes", http1.MaxHead), false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return c.fail(http.StatusRequestTimeout, atelier.Errorf(atelier.Timeout, "the request's head did not come within %v", c.g.opts.Times.Head), false)
 	case err != nil:
@@ -99,14 +100,14 @@ func (c *client) next() bool {
 	}
 	c.rawHead = append(c.rawHead[:0], head...)
 	_, _ = c.r.Discard(len(head)) // it is in the buffer
-	if err := parseRequest(c.rawHead, &c.req); err != nil {
+	if err := http1.ParseRequest(c.rawHead, &c.req); err != nil {
 		status := http.StatusBadRequest
 		if atelier.CodeOf(err) == atelier.Unsupported {
 			status = http.StatusNotImplemented
 		}
 		return c.fail(status, err, false)
 	}
-	c.stream = newBodyReader(c.r, c.req.body, c.g.opts.MaxBody)
+	c.stream = http1.NewBodyReader(c.r, c.req.Body, c.g.opts.MaxBody)
 	return c.route(begin)
 }
 
@@ -118,7 +119,7 @@ func (c *client) await() bool {
 	if c.r.Buffered() > 0 {
 		return true
 	}
-	c.conn.mustRead(c.g.opts.Times.Idle)
+	c.conn.MustRead(c.g.opts.Times.Idle)
 	c.idle.Store(true)
 	defer c.idle.Store(false)
 	if c.leaving.Load() {
@@ -128,44 +129,16 @@ func (c *client) await() bool {
 	return err == nil
 }
 
-// readHead returns a head with its empty line. It stays in r's buffer until the
-// next read. slow is called when it has not come at once.
-func readHead(r *bufio.Reader, slow func()) ([]byte, error) {
-	for late := false; ; {
-		if _, err := r.Peek(1); err != nil {
-			return nil, err
-		}
-		seen, err := r.Peek(r.Buffered())
-		if err != nil {
-			return nil, err
-		}
-		if bytes.HasPrefix(seen, headEnd[:2]) { // an empty line before the head: RFC 9112, section 2.2
-			_, _ = r.Discard(2) // it is in the buffer
-			continue
-		}
-		if end := bytes.Index(seen, headEnd); end >= 0 {
-			return seen[:end+len(headEnd)], nil
-		}
-		if !late {
-			late = true
-			slow()
-		}
-		if _, err := r.Peek(len(seen) + 1); err != nil {
-			return nil, err
-		}
-	}
-}
-
 // route finds out what the request is for, and answers it.
 func (c *client) route(begin time.Time) bool {
-	path, _, _ := bytes.Cut(c.req.target, []byte("?"))
+	path, _, _ := bytes.Cut(c.req.Target, []byte("?"))
 	if string(path) == "/" || string(path) == "/healthz" {
-		if m := string(c.req.method); m != "GET" && m != "HEAD" {
+		if m := string(c.req.Method); m != "GET" && m != "HEAD" {
 			return c.fail(http.StatusMethodNotAllowed, atelier.Errorf(atelier.Invalid, "method %.20s came, GET was expected", m), true)
 		}
 		return c.answer(http.StatusOK, "application/json", []byte(`{"status":"ok"}`), "", true)
 	}
-	name, rest, slash := bytes.Cut(c.req.target[1:], []byte("/"))
+	name, rest, slash := bytes.Cut(c.req.Target[1:], []byte("/"))
 	if !slash { // /endpoint, perhaps with a query
 		var query []byte
 		if name, query, slash = bytes.Cut(name, []byte("?")); slash {
@@ -187,8 +160,8 @@ func (c *client) route(begin time.Time) bool {
 		return refuse(http.StatusUnauthorized, atelier.Errorf(atelier.Unauthenticated, "no or no valid key of endpoint %s came", name).
 			WithRemedy("Send one of the endpoint's keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'; 'atelier endpoint keys' shows them."), true)
 	}
-	if c.req.body.length > c.g.opts.MaxBody {
-		return refuse(http.StatusRequestEntityTooLarge, errTooLarge, false)
+	if c.req.Body.Length > c.g.opts.MaxBody {
+		return refuse(http.StatusRequestEntityTooLarge, http1.ErrTooLarge, false)
 	}
 	x := exchange{client: c, endpoint: string(name), path: rest, begin: begin}
 	return x.run()
@@ -196,17 +169,9 @@ func (c *client) route(begin time.Time) bool {
 
 // authenticated reports whether the request carries one of the route's keys.
 func (c *client) authenticated(r *route) bool {
-	for _, f := range c.req.fields {
-		switch {
-		case is(f.name, "authorization"):
-			scheme, key, _ := bytes.Cut(f.value, []byte(" "))
-			if is(scheme, "bearer") && r.admits(bytes.TrimLeft(key, " ")) {
-				return true
-			}
-		case is(f.name, "x-api-key"):
-			if r.admits(f.value) {
-				return true
-			}
+	for key := range c.req.Keys {
+		if r.admits(key) {
+			return true
 		}
 	}
 	return false
@@ -264,8 +229,8 @@ func (c *client) answer(status int, contentType string, body []byte, more string
 		return false // something else has begun; only the connection's end can tell
 	}
 	// A client that waits for 100 has not sent its body and may never do so.
-	unread := c.stream != nil && !c.stream.done
-	keep := reusable && c.req.keepAlive && (!unread || !c.req.expect) && !c.leaving.Load()
+	unread := c.stream != nil && !c.stream.Done
+	keep := reusable && c.req.KeepAlive && (!unread || !c.req.Expect) && !c.leaving.Load()
 	if keep && unread {
 		keep = c.discard()
 	}
@@ -278,16 +243,16 @@ func (c *client) answer(status int, contentType string, body []byte, more string
 	b = append(b, "\r\n"...)
 	b = append(b, more...)
 	b = c.appendOwn(b, keep)
-	b = appendFraming(b, framing{length: int64(len(body))})
+	b = http1.AppendFraming(b, http1.Framing{Length: int64(len(body))})
 	b = append(b, "\r\n"...)
-	if string(c.req.method) != "HEAD" {
+	if string(c.req.Method) != "HEAD" {
 		b = append(b, body...)
 	}
 	c.out = b
 	if c.write(b) != nil {
 		return false
 	}
-	if !keep && (c.stream == nil || !c.stream.done) {
+	if !keep && (c.stream == nil || !c.stream.Done) {
 		c.linger()
 	}
 	return keep
@@ -303,7 +268,7 @@ func (c *client) appendOwn(b []byte, keep bool) []byte {
 	if !keep {
 		return append(b, "Connection: close\r\n"...)
 	}
-	if c.req.old {
+	if c.req.Old {
 		return append(b, "Connection: keep-alive\r\n"...)
 	}
 	return b
@@ -312,7 +277,7 @@ func (c *client) appendOwn(b []byte, keep bool) []byte {
 // write writes b to the client.
 func (c *client) write(b []byte) error {
 	c.written = true
-	c.conn.mustWrite(c.g.opts.Times.Body)
+	c.conn.MustWrite(c.g.opts.Times.Body)
 	_, err := c.conn.Write(b)
 	return err
 }
@@ -320,10 +285,10 @@ func (c *client) write(b []byte) error {
 // discard reads what is left of the body, if that is little, and reports whether
 // it is gone.
 func (c *client) discard() bool {
-	if c.req.body.length > maxDiscard {
+	if c.req.Body.Length > maxDiscard {
 		return false
 	}
-	c.conn.mustRead(c.g.opts.Times.Head)
+	c.conn.MustRead(c.g.opts.Times.Head)
 	n, err := io.CopyN(io.Discard, c.stream, maxDiscard+1)
 	return errors.Is(err, io.EOF) && n <= maxDiscard
 }
@@ -334,6 +299,6 @@ func (c *client) linger() {
 	if half, ok := c.conn.Conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.conn.mustRead(lingerTime)
+	c.conn.MustRead(lingerTime)
 	_, _ = io.Copy(io.Discard, c.r) // whatever it is, nobody wants it
 }

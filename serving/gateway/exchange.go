@@ -8,6 +8,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/http1"
 )
 
 const (
@@ -55,7 +56,7 @@ func (x *exchange) run() bool {
 		x.setRollout(b)
 		keep, f := x.try(b)
 		if f == nil {
-			b.record(x.resp.status, time.Since(x.begin))
+			b.record(x.resp.Status, time.Since(x.begin))
 			b.inFlight.Add(-1)
 			return keep
 		}
@@ -97,30 +98,30 @@ func (x *exchange) giveUp(b *backend, f *failure) bool {
 
 // collect reads the body as far as it is held.
 func (x *exchange) collect() *failure {
-	if x.req.body.empty() {
+	if x.req.Body.Empty() {
 		x.whole = true
 		return nil
 	}
-	if x.req.expect && x.r.Buffered() == 0 {
+	if x.req.Expect && x.r.Buffered() == 0 {
 		if err := x.write([]byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil {
 			return &failure{status: http.StatusBadRequest, err: err}
 		}
 		x.written = false
 	}
-	x.req.expect = false
-	if x.req.body.length > maxReplay {
+	x.req.Expect = false
+	if x.req.Body.Length > maxReplay {
 		return nil
 	}
-	if int64(x.r.Buffered()) < x.req.body.length || x.req.body.chunked {
-		x.conn.mustRead(2 * x.g.opts.Times.Body)
+	if int64(x.r.Buffered()) < x.req.Body.Length || x.req.Body.Chunked {
+		x.conn.MustRead(2 * x.g.opts.Times.Body)
 	}
 	for len(x.body) <= maxReplay {
 		if len(x.body) == cap(x.body) {
-			x.body = grow(x.body, x.req.body.length)
+			x.body = grow(x.body, x.req.Body.Length)
 		}
 		n, err := x.stream.Read(x.body[len(x.body):cap(x.body)])
 		x.body = x.body[:len(x.body)+n]
-		if err == nil && !x.stream.done {
+		if err == nil && !x.stream.Done {
 			continue
 		}
 		if err == nil || errors.Is(err, io.EOF) {
@@ -144,7 +145,7 @@ func grow(b []byte, length int64) []byte {
 // bodyFailure says what was wrong with a request's body.
 func bodyFailure(err error) *failure {
 	switch {
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, http1.ErrTooLarge):
 		return &failure{status: http.StatusRequestEntityTooLarge, err: err}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &failure{status: http.StatusRequestTimeout, err: atelier.Errorf(atelier.Timeout, "the request's body did not come in time")}
@@ -197,32 +198,32 @@ func (x *exchange) moved(b *backend) bool {
 // answer may be there all the same.
 func (x *exchange) send(m *backendConn) *failure {
 	broken := &failure{}
-	frame := framing{length: int64(len(x.body))}
+	frame := http1.Framing{Length: int64(len(x.body))}
 	if !x.whole {
-		frame = x.req.body
+		frame = x.req.Body
 	}
-	out := append(x.out[:0], x.req.method...)
+	out := append(x.out[:0], x.req.Method...)
 	out = append(out, " /"...)
 	out = append(out, x.path...)
 	out = append(out, " HTTP/1.1\r\n"...)
-	if !x.req.host {
+	if !x.req.Host {
 		out = append(out, "Host: module\r\n"...)
 	}
-	out = appendFields(out, x.req.fields, "authorization", "x-api-key", "x-atelier-request-id")
+	out = http1.AppendFields(out, x.req.Fields, "authorization", "x-api-key", "x-atelier-request-id")
 	out = append(out, atelier.HeaderRequestID+": "...)
 	out = append(out, x.id...)
 	out = append(out, "\r\n"...)
-	if !x.whole || len(x.body) > 0 || !isAny(x.req.method, []string{"get", "head"}) {
-		out = appendFraming(out, frame)
+	if !x.whole || len(x.body) > 0 || !http1.IsAny(x.req.Method, []string{"get", "head"}) {
+		out = http1.AppendFraming(out, frame)
 	}
 	out = append(out, "\r\n"...)
-	if frame.chunked && len(x.body) > 0 {
-		out = appendChunk(out, x.body)
+	if frame.Chunked && len(x.body) > 0 {
+		out = http1.AppendChunk(out, x.body)
 	} else {
 		out = append(out, x.body...)
 	}
 	x.out = out
-	m.mustWrite(x.g.opts.Times.Body)
+	m.MustWrite(x.g.opts.Times.Body)
 	if _, err := m.Write(out); err != nil {
 		return broken
 	}
@@ -231,24 +232,24 @@ func (x *exchange) send(m *backendConn) *failure {
 	}
 	x.sent = true
 	buf := make([]byte, piece)
-	for !x.stream.done {
-		x.conn.mustRead(x.g.opts.Times.Body)
+	for !x.stream.Done {
+		x.conn.MustRead(x.g.opts.Times.Body)
 		n, err := x.stream.Read(buf)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return bodyFailure(err)
 		}
 		p := buf[:n]
-		if frame.chunked {
+		if frame.Chunked {
 			x.out = x.out[:0]
 			if n > 0 {
-				x.out = appendChunk(x.out, p)
+				x.out = http1.AppendChunk(x.out, p)
 			}
-			if x.stream.done {
-				x.out = appendChunk(x.out, nil)
+			if x.stream.Done {
+				x.out = http1.AppendChunk(x.out, nil)
 			}
 			p = x.out
 		}
-		m.mustWrite(x.g.opts.Times.Body)
+		m.MustWrite(x.g.opts.Times.Body)
 		if _, err := m.Write(p); err != nil {
 			return broken
 		}
@@ -271,21 +272,21 @@ func (x *exchange) receive(m *backendConn) *failure {
 		return f
 	}
 	for {
-		head, err := readHead(m.r, func() { m.mustRead(x.g.opts.Times.Body) })
+		head, err := http1.ReadHead(m.r, func() { m.MustRead(x.g.opts.Times.Body) })
 		if err != nil {
 			return died("broke off its answer")
 		}
 		// The head is copied out of the buffer before anything else is read.
 		x.rawResp = append(x.rawResp[:0], head...)
 		_, _ = m.r.Discard(len(head)) // it is in the buffer
-		if err := parseResponse(x.rawResp, x.req.method, &x.resp); err != nil {
+		if err := http1.ParseResponse(x.rawResp, x.req.Method, &x.resp); err != nil {
 			return died("gave an answer that is not HTTP: %w", err)
 		}
-		if x.resp.status >= 200 || x.resp.status == http.StatusSwitchingProtocols {
+		if x.resp.Status >= 200 || x.resp.Status == http.StatusSwitchingProtocols {
 			break
 		}
 	}
-	if x.resp.status == http.StatusSwitchingProtocols {
+	if x.resp.Status == http.StatusSwitchingProtocols {
 		return died("wants to switch protocols, which is not offered here")
 	}
 	return nil
@@ -294,48 +295,48 @@ func (x *exchange) receive(m *backendConn) *failure {
 // relay passes the answer on. It reports whether the client's connection goes
 // on, and whether the module's is clean.
 func (x *exchange) relay(m *backendConn) (keep, clean bool) {
-	frame := x.resp.body
-	keep = x.req.keepAlive && x.stream.done && !x.leaving.Load()
-	if frame.chunked || frame.length < 0 {
-		if x.req.old { // it knows no chunks: the connection's end is the body's
+	frame := x.resp.Body
+	keep = x.req.KeepAlive && x.stream.Done && !x.leaving.Load()
+	if frame.Chunked || frame.Length < 0 {
+		if x.req.Old { // it knows no chunks: the connection's end is the body's
 			keep = false
-			frame = framing{length: -1}
+			frame = http1.Framing{Length: -1}
 		} else {
-			frame = framing{chunked: true}
+			frame = http1.Framing{Chunked: true}
 		}
 	}
 	out := append(x.out[:0], "HTTP/1.1"...)
-	out = append(out, x.resp.line[8:]...)
+	out = append(out, x.resp.Line[8:]...)
 	out = append(out, "\r\n"...)
-	out = appendFields(out, x.resp.fields, "x-atelier-request-id")
+	out = http1.AppendFields(out, x.resp.Fields, "x-atelier-request-id")
 	out = x.appendOwn(out, keep)
 	switch {
-	case string(x.req.method) == "HEAD": // says how long the body would be
-		for _, f := range x.resp.fields {
-			if is(f.name, "content-length") {
-				out = append(append(append(out, "Content-Length: "...), f.value...), "\r\n"...)
+	case string(x.req.Method) == "HEAD": // says how long the body would be
+		for _, f := range x.resp.Fields {
+			if http1.Is(f.Name, "content-length") {
+				out = append(append(append(out, "Content-Length: "...), f.Value...), "\r\n"...)
 			}
 		}
-	case x.resp.status == http.StatusNoContent || x.resp.status == http.StatusNotModified:
-	case frame.chunked || frame.length >= 0:
-		out = appendFraming(out, frame)
+	case x.resp.Status == http.StatusNoContent || x.resp.Status == http.StatusNotModified:
+	case frame.Chunked || frame.Length >= 0:
+		out = http1.AppendFraming(out, frame)
 	}
 	out = append(out, "\r\n"...)
-	body := newBodyReader(m.r, x.resp.body, -1)
-	if !frame.chunked && frame.length >= 0 && frame.length <= maxWhole {
+	body := http1.NewBodyReader(m.r, x.resp.Body, -1)
+	if !frame.Chunked && frame.Length >= 0 && frame.Length <= maxWhole {
 		head := len(out)
-		out = append(out, make([]byte, frame.length)...)
-		if int64(m.r.Buffered()) < frame.length {
-			m.mustRead(x.g.opts.Times.Body)
+		out = append(out, make([]byte, frame.Length)...)
+		if int64(m.r.Buffered()) < frame.Length {
+			m.MustRead(x.g.opts.Times.Body)
 		}
 		n, err := io.ReadFull(body, out[head:])
 		x.out = out
 		if err != nil { // the client sees by the missing rest that it is torn
-			x.resp.status = http.StatusBadGateway // which is what it counts as
+			x.resp.Status = http.StatusBadGateway // which is what it counts as
 			_ = x.write(out[:head+n])
 			return false, false
 		}
-		return x.write(out) == nil && keep, x.resp.keepAlive
+		return x.write(out) == nil && keep, x.resp.KeepAlive
 	}
 	x.out = out
 	if x.write(out) != nil {
@@ -343,28 +344,28 @@ func (x *exchange) relay(m *backendConn) (keep, clean bool) {
 	}
 	buf := make([]byte, piece)
 	for {
-		m.mustRead(x.g.opts.Times.Answer)
+		m.MustRead(x.g.opts.Times.Answer)
 		n, err := body.Read(buf)
 		if n > 0 {
 			p := buf[:n]
-			if frame.chunked {
-				x.out = appendChunk(x.out[:0], p)
+			if frame.Chunked {
+				x.out = http1.AppendChunk(x.out[:0], p)
 				p = x.out
 			}
 			if x.write(p) != nil {
 				return false, false
 			}
 		}
-		if errors.Is(err, io.EOF) || err == nil && body.done {
+		if errors.Is(err, io.EOF) || err == nil && body.Done {
 			break
 		}
 		if err != nil {
-			x.resp.status = http.StatusBadGateway // it counts as torn
+			x.resp.Status = http.StatusBadGateway // it counts as torn
 			return false, false
 		}
 	}
-	if frame.chunked && x.write([]byte("0\r\n\r\n")) != nil {
+	if frame.Chunked && x.write([]byte("0\r\n\r\n")) != nil {
 		return false, false
 	}
-	return keep, x.resp.keepAlive
+	return keep, x.resp.KeepAlive
 }

@@ -19,42 +19,6 @@ import (
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 )
 
-// A module's answer that passes means the same to net/http, which clients are
-// written with: neither its status nor where its body ends.
-func FuzzParseResponse(f *testing.F) {
-	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), false)
-	f.Add([]byte("HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n"), false)
-	f.Add([]byte("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"), true)
-	f.Add([]byte("HTTP/1.1 304 \r\nContent-Length: 9\r\n\r\n"), false)
-	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\n"), false)
-	f.Fuzz(func(t *testing.T, head []byte, isHead bool) {
-		end := bytes.Index(head, headEnd)
-		if end < 0 {
-			return
-		}
-		head = head[:end+len(headEnd)]
-		method := "GET"
-		if isHead {
-			method = "HEAD"
-		}
-		var h responseHead
-		if parseResponse(head, []byte(method), &h) != nil {
-			return
-		}
-		resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(head)), &http.Request{Method: method})
-		if err != nil {
-			return // net/http is stricter; such an answer breaks off at a client, and harms nobody else
-		}
-		chunked, length := len(resp.TransferEncoding) == 1, resp.ContentLength
-		if isHead || resp.StatusCode < 200 || resp.StatusCode == 204 || resp.StatusCode == 304 {
-			chunked, length = false, 0 // net/http tells of HEAD what GET would have
-		}
-		if resp.StatusCode != h.status || chunked != h.body.chunked || !chunked && length != h.body.length {
-			t.Errorf("%q was read as status %d, %+v; net/http reads %d, chunked %v, length %d", head, h.status, h.body, resp.StatusCode, chunked, length)
-		}
-	})
-}
-
 // FuzzTable hands route tables to the control socket. One that is refused
 // changes nothing; one that is taken is the one that the next start finds.
 func FuzzTable(f *testing.F) {

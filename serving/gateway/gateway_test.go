@@ -21,6 +21,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/http1"
 )
 
 const key = "secret-key"
@@ -288,7 +289,7 @@ func TestSmuggling(t *testing.T) {
 		"two lengths":   head + "Content-Length: 0\r\nContent-Length: 10\r\n\r\n" + inner,
 		"bad chunk":     head + "Transfer-Encoding: chunked\r\n\r\nzz\r\n" + inner,
 		"chunk overrun": head + "Transfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n" + inner,
-		"large head":    head + "X: " + strings.Repeat("x", maxHead) + "\r\n\r\n" + inner,
+		"large head":    head + "X: " + strings.Repeat("x", http1.MaxHead) + "\r\n\r\n" + inner,
 		"slow head":     head,
 	} {
 		got := d.raw(text)

@@ -58,7 +58,7 @@ func (w *waiting) begin(m *backendConn) {
 func (w *waiting) end() {
 	w.mu.Lock()
 	if w.nudged {
-		w.on.mayRead()
+		w.on.MayRead()
 	}
 	w.on = nil
 	w.mu.Unlock()
@@ -80,12 +80,12 @@ func (x *exchange) awaitAnswer(m *backendConn) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	m.mustRead(x.g.opts.Times.Answer)
+	m.MustRead(x.g.opts.Times.Answer)
 	if x.r.Buffered() > 0 { // the client has sent its next request already: it is there
 		_, err = m.r.Peek(1)
 		return err
 	}
-	x.conn.mayRead()
+	x.conn.MayRead()
 	watched := make(chan bool)
 	go func() { // ends with the client, its next byte, or the interruption below
 		_, err := x.r.Peek(1)
@@ -96,7 +96,7 @@ func (x *exchange) awaitAnswer(m *backendConn) error {
 		watched <- gone
 	}()
 	_, err = m.r.Peek(1)
-	x.conn.interrupt()
+	x.conn.Interrupt()
 	if x.gone = <-watched; x.gone {
 		x.leaving.Store(true)
 	}

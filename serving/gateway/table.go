@@ -9,6 +9,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/durable"
+	"github.com/atelier-edge/atelier/serving/http1"
 )
 
 // tableFile holds the table in force.
@@ -165,7 +166,7 @@ func checkTable(table *atelier.RouteTable) error {
 		switch {
 		case seen[r.Endpoint]:
 			return bad("it came twice")
-		case !isToken([]byte(r.Backend.Rollout)) || len(r.Backend.Rollout) > 100:
+		case !http1.IsToken([]byte(r.Backend.Rollout)) || len(r.Backend.Rollout) > 100:
 			return bad("rollout %.100q cannot be part of a header", r.Backend.Rollout)
 		case !filepath.IsAbs(r.Backend.Socket) || len(r.Backend.Socket) > maxSocketPath:
 			return bad("socket %.120q is no absolute path of at most %d bytes", r.Backend.Socket, maxSocketPath)

@@ -1,4 +1,4 @@
-package gateway
+package http1
 
 import (
 	"bufio"
@@ -8,8 +8,8 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 )
 
-// errTooLarge is what a bodyReader ends with when the body is larger than allowed.
-var errTooLarge = atelier.Errorf(atelier.TooLarge, "the body is larger than is allowed here").
+// ErrTooLarge is what a BodyReader ends with when the body is larger than allowed.
+var ErrTooLarge = atelier.Errorf(atelier.TooLarge, "the body is larger than is allowed here").
 	WithRemedy("Send a smaller batch.")
 
 // maxChunkLine bounds the line before a chunk, and maxTrailer what may follow
@@ -19,34 +19,34 @@ const (
 	maxTrailer   = 4 << 10
 )
 
-// bodyReader reads a body off a connection, whatever its framing, and ends with
+// BodyReader reads a body off a connection, whatever its Framing, and ends with
 // io.EOF where the body does.
-type bodyReader struct {
+type BodyReader struct {
 	r     *bufio.Reader
-	frame framing
+	frame Framing
 	left  int64 // of the body, or of the chunk in progress
 	limit int64 // how many bytes may come; chunked bodies only learn it as they come
 	first bool  // no chunk has begun
-	done  bool
+	Done  bool  // all of it was read
 }
 
-// newBodyReader returns the reader of a body that may have limit bytes at most;
+// NewBodyReader returns the reader of a body that may have limit bytes at most;
 // -1 is no limit.
-func newBodyReader(r *bufio.Reader, f framing, limit int64) *bodyReader {
-	b := &bodyReader{r: r, frame: f, limit: limit, first: true}
-	if !f.chunked {
-		b.left = f.length
-		b.done = f.length == 0
+func NewBodyReader(r *bufio.Reader, f Framing, limit int64) *BodyReader {
+	b := &BodyReader{r: r, frame: f, limit: limit, first: true}
+	if !f.Chunked {
+		b.left = f.Length
+		b.Done = f.Length == 0
 	}
 	return b
 }
 
 // Read implements io.Reader.
-func (b *bodyReader) Read(p []byte) (int, error) {
-	if b.done {
+func (b *BodyReader) Read(p []byte) (int, error) {
+	if b.Done {
 		return 0, io.EOF
 	}
-	if b.frame.chunked && b.left == 0 {
+	if b.frame.Chunked && b.left == 0 {
 		if err := b.nextChunk(); err != nil {
 			return 0, err
 		}
@@ -60,15 +60,15 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	}
 	if b.limit >= 0 {
 		if b.limit -= int64(n); b.limit < 0 {
-			return n, errTooLarge
+			return n, ErrTooLarge
 		}
 	}
 	switch {
-	case !b.frame.chunked && b.left == 0:
-		b.done = true
+	case !b.frame.Chunked && b.left == 0:
+		b.Done = true
 		return n, nil
 	case errors.Is(err, io.EOF) && b.left < 0: // the connection's end is the body's
-		b.done = true
+		b.Done = true
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
@@ -77,7 +77,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 
 // nextChunk reads the line before a chunk (RFC 9112, section 7.1), and after the
 // last one what follows it.
-func (b *bodyReader) nextChunk() error {
+func (b *BodyReader) nextChunk() error {
 	if !b.first {
 		if line, err := b.line(2); err != nil || len(line) != 0 {
 			return badChunk(err)
@@ -113,7 +113,7 @@ func (b *bodyReader) nextChunk() error {
 			return badChunk(err)
 		}
 		if len(line) == 0 {
-			b.done = true
+			b.Done = true
 			return io.EOF
 		}
 		left -= len(line) + 2
@@ -121,7 +121,7 @@ func (b *bodyReader) nextChunk() error {
 }
 
 // line reads a line of at most max bytes with its end, and returns it without.
-func (b *bodyReader) line(max int) ([]byte, error) {
+func (b *BodyReader) line(max int) ([]byte, error) {
 	line, err := b.r.ReadSlice('\n')
 	if err != nil {
 		return nil, err
@@ -154,8 +154,8 @@ func hexDigit(c byte) int {
 	return -1
 }
 
-// appendChunk appends p as one chunk; an empty p ends the body.
-func appendChunk(b, p []byte) []byte {
+// AppendChunk appends p as one chunk; an empty p ends the body.
+func AppendChunk(b, p []byte) []byte {
 	const digits = "0123456789abcdef"
 	started := false
 	for shift := 60; shift >= 0; shift -= 4 {

@@ -1,4 +1,4 @@
-package gateway
+package http1
 
 import (
 	"bufio"
@@ -48,8 +48,8 @@ func TestParseRequestRefuses(t *testing.T) {
 		"expectation":          {line + host + "Expect: miracles\r\n", atelier.Unsupported},
 		"too many fields":      {line + strings.Repeat(host, 101), atelier.Invalid},
 	} {
-		var h requestHead
-		if err := parseRequest([]byte(c.head+"\r\n"), &h); atelier.CodeOf(err) != c.code {
+		var h Request
+		if err := ParseRequest([]byte(c.head+"\r\n"), &h); atelier.CodeOf(err) != c.code {
 			t.Errorf("%s: %v, want code %s", name, err, c.code)
 		}
 	}
@@ -57,15 +57,15 @@ func TestParseRequestRefuses(t *testing.T) {
 
 func TestParseRequest(t *testing.T) {
 	t.Parallel()
-	var h requestHead
-	head := "POST http://device/a/b?c=d HTTP/1.1\r\nhost: x\r\nCONTENT-length: 42\r\nConnection: X-Secret, close\r\nX-Secret: 1\r\nX-Empty:\r\nTE: trailers\r\n\r\n"
-	if err := parseRequest([]byte(head), &h); err != nil {
+	var h Request
+	head := "POST http://device/a/b?c=d HTTP/1.1\r\nhost: x\r\nCONTENT-Length: 42\r\nConnection: X-Secret, close\r\nX-Secret: 1\r\nX-Empty:\r\nTE: trailers\r\n\r\n"
+	if err := ParseRequest([]byte(head), &h); err != nil {
 		t.Fatal(err)
 	}
-	if string(h.target) != "/a/b?c=d" || h.body.length != 42 || h.body.chunked || h.keepAlive || len(h.fields) != 6 {
-		t.Errorf("head = %+v, target %s", h, h.target)
+	if string(h.Target) != "/a/b?c=d" || h.Body.Length != 42 || h.Body.Chunked || h.KeepAlive || len(h.Fields) != 6 {
+		t.Errorf("head = %+v, target %s", h, h.Target)
 	}
-	if got := string(appendFields(nil, h.fields)); got != "host: x\r\nX-Empty: \r\n" {
+	if got := string(AppendFields(nil, h.Fields)); got != "host: x\r\nX-Empty: \r\n" {
 		t.Errorf("fields for the next hop = %q", got)
 	}
 }
@@ -81,22 +81,22 @@ func FuzzParseRequest(f *testing.F) {
 			return
 		}
 		head = head[:end+len(headEnd)]
-		var h requestHead
-		if parseRequest(head, &h) != nil {
+		var h Request
+		if ParseRequest(head, &h) != nil {
 			return
 		}
-		out := append([]byte{}, h.method...)
-		out = append(append(append(out, ' '), h.target...), " HTTP/1.1\r\n"...)
-		if !h.host {
+		out := append([]byte{}, h.Method...)
+		out = append(append(append(out, ' '), h.Target...), " HTTP/1.1\r\n"...)
+		if !h.Host {
 			out = append(out, "Host: module\r\n"...)
 		}
-		out = append(appendFraming(appendFields(out, h.fields), h.body), "\r\n"...)
+		out = append(AppendFraming(AppendFields(out, h.Fields), h.Body), "\r\n"...)
 		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(out)))
 		if err != nil {
 			return // net/http is stricter about targets and hosts; it answers 400
 		}
 		chunked := len(req.TransferEncoding) == 1
-		if chunked != h.body.chunked || !chunked && req.ContentLength != h.body.length || req.Method != string(h.method) {
+		if chunked != h.Body.Chunked || !chunked && req.ContentLength != h.Body.Length || req.Method != string(h.Method) {
 			t.Errorf("%q was passed on as %q, which is another request", head, out)
 		}
 	})
@@ -108,7 +108,7 @@ func FuzzBodyReader(f *testing.F) {
 	f.Add([]byte("ffffffffffffffff\r\n"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r := bufio.NewReader(bytes.NewReader(raw))
-		got, err := io.ReadAll(newBodyReader(r, framing{chunked: true}, 1<<20))
+		got, err := io.ReadAll(NewBodyReader(r, Framing{Chunked: true}, 1<<20))
 		if err != nil {
 			return
 		}
@@ -116,7 +116,7 @@ func FuzzBodyReader(f *testing.F) {
 		if err == nil && !bytes.Equal(got, want) {
 			t.Errorf("%q was read as %q, net/http reads %q", raw, got, want)
 		}
-		again, err := io.ReadAll(stdChunked(appendChunk(chunkOf(got), nil)))
+		again, err := io.ReadAll(stdChunked(AppendChunk(chunkOf(got), nil)))
 		if err != nil || !bytes.Equal(again, got) {
 			t.Errorf("%q was written as chunks that read as %q, %v", got, again, err)
 		}
@@ -127,7 +127,7 @@ func chunkOf(p []byte) []byte {
 	if len(p) == 0 {
 		return nil
 	}
-	return appendChunk(nil, p)
+	return AppendChunk(nil, p)
 }
 
 // stdChunked reads a chunked body with net/http.
@@ -142,20 +142,20 @@ func stdChunked(raw []byte) io.Reader {
 
 func TestBodyReader(t *testing.T) {
 	t.Parallel()
-	read := func(raw string, f framing, limit int64) (string, string, error) {
-		r := bufio.NewReaderSize(strings.NewReader(raw), maxHead)
-		b, err := io.ReadAll(newBodyReader(r, f, limit))
+	read := func(raw string, f Framing, limit int64) (string, string, error) {
+		r := bufio.NewReaderSize(strings.NewReader(raw), MaxHead)
+		b, err := io.ReadAll(NewBodyReader(r, f, limit))
 		rest, _ := io.ReadAll(r)
 		return string(b), string(rest), err
 	}
-	chunked := framing{chunked: true}
+	chunked := Framing{Chunked: true}
 	if b, rest, err := read("3\r\nabc\r\n2;e\r\nde\r\n0\r\nT: x\r\n\r\nnext", chunked, 10); b != "abcde" || rest != "next" || err != nil {
 		t.Errorf("chunks read as %q, then %q, %v", b, rest, err)
 	}
-	if b, rest, err := read("abcnext", framing{length: 3}, 10); b != "abc" || rest != "next" || err != nil {
+	if b, rest, err := read("abcnext", Framing{Length: 3}, 10); b != "abc" || rest != "next" || err != nil {
 		t.Errorf("3 bytes read as %q, then %q, %v", b, rest, err)
 	}
-	if b, _, err := read("all of it", framing{length: -1}, -1); b != "all of it" || err != nil {
+	if b, _, err := read("all of it", Framing{Length: -1}, -1); b != "all of it" || err != nil {
 		t.Errorf("everything read as %q, %v", b, err)
 	}
 	for _, torn := range []string{"", "3\r\nab", "3\r\nabc", "3\r\nabc\r\n", "3\r\nabc\r\n0\r\n"} {
@@ -168,7 +168,43 @@ func TestBodyReader(t *testing.T) {
 			t.Errorf("%q: %v, want code invalid", bad, err)
 		}
 	}
-	if _, _, err := read("b\r\n01234567890\r\n0\r\n\r\n", chunked, 10); !errors.Is(err, errTooLarge) {
+	if _, _, err := read("b\r\n01234567890\r\n0\r\n\r\n", chunked, 10); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("11 bytes where 10 may come: %v", err)
 	}
+}
+
+// A module's answer that passes means the same to net/http, which clients are
+// written with: neither its status nor where its body ends.
+func FuzzParseResponse(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), false)
+	f.Add([]byte("HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n"), false)
+	f.Add([]byte("HTTP/1.0 204 No Content\r\nConnection: keep-alive\r\n\r\n"), true)
+	f.Add([]byte("HTTP/1.1 304 \r\nContent-Length: 9\r\n\r\n"), false)
+	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\n"), false)
+	f.Fuzz(func(t *testing.T, head []byte, isHead bool) {
+		end := bytes.Index(head, headEnd)
+		if end < 0 {
+			return
+		}
+		head = head[:end+len(headEnd)]
+		method := "GET"
+		if isHead {
+			method = "HEAD"
+		}
+		var h Response
+		if ParseResponse(head, []byte(method), &h) != nil {
+			return
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(head)), &http.Request{Method: method})
+		if err != nil {
+			return // net/http is stricter; such an answer breaks off at a client, and harms nobody else
+		}
+		chunked, length := len(resp.TransferEncoding) == 1, resp.ContentLength
+		if isHead || resp.StatusCode < 200 || resp.StatusCode == 204 || resp.StatusCode == 304 {
+			chunked, length = false, 0 // net/http tells of HEAD what GET would have
+		}
+		if resp.StatusCode != h.Status || chunked != h.Body.Chunked || !chunked && length != h.Body.Length {
+			t.Errorf("%q was read as status %d, %+v; net/http reads %d, chunked %v, length %d", head, h.Status, h.Body, resp.StatusCode, chunked, length)
+		}
+	})
 }
