@@ -18,9 +18,6 @@ import (
 // told otherwise, in bytes.
 const DefaultMaxBody = 64 << 20
 
-// headerLength tells how long the JSON is that comes before binary tensors.
-const headerLength = "Inference-Header-Content-Length"
-
 // Handler answers HTTP for one model: Open Inference Protocol v2 and POST /score.
 // Until SetReady it is alive but not ready.
 //
@@ -81,25 +78,10 @@ func (h *Handler) unknown(w http.ResponseWriter, r *http.Request) {
 		WithRemedy("Use /v2, /v2/models/%s, /v2/models/%s/infer or /score.", h.name, h.name))
 }
 
-type errorBody struct {
-	Error  string       `json:"error"`
-	Code   atelier.Code `json:"code"`
-	Field  string       `json:"field,omitempty"`
-	Remedy string       `json:"remedy,omitempty"`
-}
-
-// fail answers with an error. What no client could have caused is logged.
+// fail answers with an error.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	code := atelier.CodeOf(err)
-	body := errorBody{Error: err.Error(), Code: code}
-	var e *atelier.Error
-	if errors.As(err, &e) {
-		body.Field, body.Remedy = e.Field, e.Remedy
-	}
-	if code == atelier.Internal {
-		h.log.Error("a request failed", "path", r.URL.Path, "error", err)
-	}
-	h.write(w, code.HTTPStatus(), body)
+	a := h.failed(r.URL.Path, err)
+	h.send(w, a.Status, a.ContentType, a.Body)
 }
 
 func (h *Handler) write(w http.ResponseWriter, status int, v any) {
@@ -176,76 +158,30 @@ func (h *Handler) metadata(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *Handler) infer(w http.ResponseWriter, r *http.Request) {
-	m, err := h.named(r)
-	if err != nil {
+	if _, err := h.named(r); err != nil {
 		h.fail(w, r, err)
 		return
 	}
-	body, free, err := h.body(w, r)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	defer free()
-	head, tail := body, []byte(nil)
-	if text := r.Header.Get(headerLength); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || n > len(body) {
-			h.fail(w, r, atelier.Errorf(atelier.Invalid, "%s is %.40q, at most the body's %d bytes were expected", headerLength, text, len(body)).WithField(headerLength))
-			return
-		}
-		head, tail = body[:n], body[n:]
-	}
-	req, inputs, err := m.decodeInfer(head, tail)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	wanted, err := m.wanted(req)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	indices := make([]int, len(wanted))
-	for i := range wanted {
-		indices[i] = wanted[i].index
-	}
-	outputs, err := m.infer(r.Context(), inputs, indices)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	answer, headLen, binaryForm, err := m.encodeInfer(req.ID, wanted, outputs)
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
-	if !binaryForm {
-		h.send(w, http.StatusOK, "application/json", answer)
-		return
-	}
-	w.Header().Set(headerLength, strconv.Itoa(headLen))
-	h.send(w, http.StatusOK, "application/octet-stream", answer)
+	h.withBody(w, r, func(body []byte) Answer { return h.Infer(r.Context(), r.Header.Get(HeaderLength), body) })
 }
 
 func (h *Handler) score(w http.ResponseWriter, r *http.Request) {
-	m, err := h.loaded()
-	if err != nil {
-		h.fail(w, r, err)
-		return
-	}
+	h.withBody(w, r, func(body []byte) Answer { return h.Score(r.Context(), body) })
+}
+
+// withBody answers what answer makes of the request's body.
+func (h *Handler) withBody(w http.ResponseWriter, r *http.Request, answer func(body []byte) Answer) {
 	body, free, err := h.body(w, r)
 	if err != nil {
 		h.fail(w, r, err)
 		return
 	}
 	defer free()
-	answer, err := m.score(r.Context(), body)
-	if err != nil {
-		h.fail(w, r, err)
-		return
+	a := answer(body)
+	if a.HeaderLength > 0 {
+		w.Header().Set(HeaderLength, strconv.Itoa(a.HeaderLength))
 	}
-	h.send(w, http.StatusOK, "application/json", answer)
+	h.send(w, a.Status, a.ContentType, a.Body)
 }
 
 // bodies are buffers that requests share one after the other. Larger ones than

@@ -122,6 +122,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		return errors.Join(err, server.Close())
 	}
 	handler.SetReady(model)
+	giveBack, err := borrow(c, handler, log)
+	if err != nil {
+		// A path that is too long for a second socket, perhaps.
+		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
+		giveBack = func(context.Context) error { return nil }
+	}
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
 	select {
 	case err = <-served:
@@ -130,7 +136,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		log.Info("stopping")
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
-		if err = server.Shutdown(grace); err != nil {
+		if err = errors.Join(giveBack(grace), server.Shutdown(grace)); err != nil {
 			// Freeing the model under a request would crash; the end of the process frees it.
 			return fmt.Errorf("requests were still in progress after %v: %w", drainTime, err)
 		}

@@ -31,6 +31,8 @@ type backend struct {
 	mu   sync.Mutex
 	idle []*backendConn // the one that was used last comes last
 	gone bool           // no route leads here any more
+
+	lends lends
 }
 
 func newBackend(endpoint string, b atelier.Backend) *backend {
@@ -85,8 +87,10 @@ func (b *backend) put(c *backendConn) {
 	b.idle = append(b.idle, c)
 }
 
-// depart closes the idle connections; those in use are closed when they come back.
+// depart closes the idle connections; those in use are closed when they come back,
+// and those that are lent come back.
 func (b *backend) depart() {
+	defer b.recall()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gone = true
@@ -121,18 +125,22 @@ func (b *backend) counters() atelier.EndpointCounters {
 	c := atelier.EndpointCounters{
 		Endpoint: b.endpoint, Deployment: b.Deployment, Rollout: b.Rollout, Model: b.Model, Version: b.Version,
 		Requests: map[string]uint64{}, Buckets: make([]uint64, len(b.buckets)),
-		Seconds: float64(b.nanos.Load()) / 1e9, InFlight: b.inFlight.Load(),
 	}
 	b.mu.Lock()
 	c.Departed = b.gone
 	b.mu.Unlock()
+	b.lends.mu.Lock() // what is lent moves to the others when lending ends
+	defer b.lends.mu.Unlock()
+	lent := b.lends.counts()
+	c.InFlight = b.inFlight.Load() + int64(lent.InFlight)
+	c.Seconds = float64(b.nanos.Load()+lent.Nanos) / 1e9
 	for class := range b.requests {
-		if n := b.requests[class].Load(); n > 0 {
+		if n := b.requests[class].Load() + lent.Requests[class]; n > 0 {
 			c.Requests[string(rune('0'+class))+"xx"] = n
 		}
 	}
 	for i := range b.buckets {
-		c.Buckets[i] = b.buckets[i].Load()
+		c.Buckets[i] = b.buckets[i].Load() + lent.Buckets[i]
 	}
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +31,8 @@ const lingerTime = 2 * time.Second
 // client is one connection of a client. Its requests come one after the other.
 type client struct {
 	g    *Gateway
-	conn http1.Conn
+	conn http1.Conn // replaced when it was lent; swap guards it for others than serve
+	swap sync.Mutex
 	r    *bufio.Reader
 	wait waiting
 
@@ -46,7 +49,11 @@ type client struct {
 	out     []byte // what is about to be written
 	body    []byte // of the request, where it is small enough to be sent twice
 	stream  *http1.BodyReader
-	written bool // a part of an answer is out
+	written bool              // a part of an answer is out
+	key     [sha256.Size]byte // hash of the one that the request came with
+
+	habit habit
+	owed  bool // a module gave back a part of a request, which is to be answered
 }
 
 func newClient(g *Gateway, conn net.Conn) *client {
@@ -63,9 +70,16 @@ func (c *client) leave() {
 
 // serve answers requests until the connection ends.
 func (c *client) serve() {
-	defer c.conn.Close()
-	for !c.leaving.Load() && c.next() {
+	defer c.cut()
+	for (!c.leaving.Load() || c.owed) && c.next() {
 	}
+}
+
+// cut closes the connection.
+func (c *client) cut() {
+	c.swap.Lock()
+	defer c.swap.Unlock()
+	_ = c.conn.Close() // what can be sent was sent
 }
 
 // turnAway answers that there are too many clients.
@@ -116,6 +130,7 @@ const maxKept = 128 << 10
 
 // await waits for the first byte of a request.
 func (c *client) await() bool {
+	c.owed = false
 	if c.r.Buffered() > 0 {
 		return true
 	}
@@ -145,7 +160,8 @@ func (c *client) route(begin time.Time) bool {
 			rest = append([]byte("?"), query...)
 		}
 	}
-	r := c.g.table.Load().byEndpoint[string(name)]
+	table := c.g.table.Load()
+	r := table.byEndpoint[string(name)]
 	if r == nil {
 		return c.fail(http.StatusNotFound, atelier.Errorf(atelier.NotFound, "there is no endpoint %.80q on this device", name).
 			WithRemedy("Look at 'atelier endpoint list' for the endpoints and their addresses."), true)
@@ -164,13 +180,17 @@ func (c *client) route(begin time.Time) bool {
 		return refuse(http.StatusRequestEntityTooLarge, http1.ErrTooLarge, false)
 	}
 	x := exchange{client: c, endpoint: string(name), path: rest, begin: begin}
+	if done, keep := x.lend(table, r); done {
+		return keep
+	}
 	return x.run()
 }
 
 // authenticated reports whether the request carries one of the route's keys.
 func (c *client) authenticated(r *route) bool {
 	for key := range c.req.Keys {
-		if r.admits(key) {
+		if sum, ok := r.admits(key); ok {
+			c.key = sum
 			return true
 		}
 	}

@@ -257,37 +257,44 @@ func (x *exchange) send(m *backendConn) *failure {
 	return nil
 }
 
+// died says what became of a module that did not answer properly.
+func (x *exchange) died(format string, args ...any) *failure {
+	return &failure{status: http.StatusBadGateway, err: atelier.Errorf(atelier.Unavailable, "the module of endpoint "+x.endpoint+" "+format, args...).
+		WithRemedy("Send the request again; read the module's log with 'atelier device logs' if it stays so.")}
+}
+
+// late says that a module took too long.
+func (x *exchange) late() *failure {
+	return &failure{status: http.StatusGatewayTimeout, err: atelier.Errorf(atelier.Timeout, "the module of endpoint %s did not answer within %v", x.endpoint, x.g.opts.Times.Answer)}
+}
+
 // receive reads the head of the module's answer.
 func (x *exchange) receive(m *backendConn) *failure {
-	died := func(format string, args ...any) *failure {
-		return &failure{status: http.StatusBadGateway, err: atelier.Errorf(atelier.Unavailable, "the module of endpoint "+x.endpoint+" "+format, args...).
-			WithRemedy("Send the request again; read the module's log with 'atelier device logs' if it stays so.")}
-	}
 	if err := x.awaitAnswer(m); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return &failure{status: http.StatusGatewayTimeout, err: atelier.Errorf(atelier.Timeout, "the module of endpoint %s did not answer within %v", x.endpoint, x.g.opts.Times.Answer)}
+			return x.late()
 		}
-		f := died("ended before it answered")
+		f := x.died("ended before it answered")
 		f.again = true
 		return f
 	}
 	for {
 		head, err := http1.ReadHead(m.r, func() { m.MustRead(x.g.opts.Times.Body) })
 		if err != nil {
-			return died("broke off its answer")
+			return x.died("broke off its answer")
 		}
 		// The head is copied out of the buffer before anything else is read.
 		x.rawResp = append(x.rawResp[:0], head...)
 		_, _ = m.r.Discard(len(head)) // it is in the buffer
 		if err := http1.ParseResponse(x.rawResp, x.req.Method, &x.resp); err != nil {
-			return died("gave an answer that is not HTTP: %w", err)
+			return x.died("gave an answer that is not HTTP: %w", err)
 		}
 		if x.resp.Status >= 200 || x.resp.Status == http.StatusSwitchingProtocols {
 			break
 		}
 	}
 	if x.resp.Status == http.StatusSwitchingProtocols {
-		return died("wants to switch protocols, which is not offered here")
+		return x.died("wants to switch protocols, which is not offered here")
 	}
 	return nil
 }

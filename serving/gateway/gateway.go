@@ -226,6 +226,10 @@ func (g *Gateway) drain() {
 	for c := range g.conns {
 		c.leave()
 	}
+	for _, b := range g.backends {
+		b.recall()
+		defer b.stopLending()
+	}
 	g.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
@@ -238,8 +242,11 @@ func (g *Gateway) drain() {
 	case <-time.After(g.opts.Times.Drain):
 	}
 	g.mu.Lock()
+	for _, b := range g.backends {
+		b.stopLending()
+	}
 	for c := range g.conns {
-		_ = c.conn.Close() // its time is up
+		c.cut() // its time is up
 	}
 	g.mu.Unlock()
 	<-done

@@ -34,17 +34,18 @@ type route struct {
 	backend *backend
 }
 
-// admits reports whether key is one of the route's. It takes the same time
-// whichever it is, and whether or not.
-func (r *route) admits(key []byte) bool {
+// admits reports whether key is one of the route's, and returns its hash. It takes
+// the same time whichever it is, and whether or not.
+func (r *route) admits(key []byte) (sum [sha256.Size]byte, ok bool) {
 	if len(key) == 0 {
-		return false
+		return sum, false
 	}
-	sum, ok := sha256.Sum256(key), 0
+	sum = sha256.Sum256(key)
+	same := 0
 	for i := range r.keys {
-		ok |= subtle.ConstantTimeCompare(sum[:], r.keys[i][:])
+		same |= subtle.ConstantTimeCompare(sum[:], r.keys[i][:])
 	}
-	return ok == 1
+	return sum, same == 1
 }
 
 // Apply checks table, saves it and puts it into force. An older table than the one
@@ -106,7 +107,13 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 		kept[b] = true
 		next.byEndpoint[r.Endpoint] = &route{keys: keySums(r.Keys), backend: b}
 	}
+	before := g.table.Load()
 	g.table.Store(next)
+	for endpoint, r := range next.byEndpoint {
+		if old := before.byEndpoint[endpoint]; old != nil && old.backend == r.backend && !slices.Equal(old.keys, r.keys) {
+			r.backend.recall()
+		}
+	}
 	departed := 0
 	for i := len(g.backends) - 1; i >= 0; i-- { // the newest last
 		b := g.backends[i]
@@ -115,6 +122,7 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 		}
 		b.depart()
 		if departed++; departed > maxDeparted && b.inFlight.Load() == 0 {
+			b.stopLending()
 			g.backends = slices.Delete(g.backends, i, i+1)
 		}
 	}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/atelier-edge/atelier/serving"
+	"github.com/atelier-edge/atelier/serving/http1"
+	"github.com/atelier-edge/atelier/serving/lending"
+)
+
+// lent answers inferences on connections that a gateway lends.
+type lent struct {
+	handler *serving.Handler
+	paths   []string // of inferences of the one model
+}
+
+const scorePath = "/score"
+
+func newLent(c config, handler *serving.Handler) *lent {
+	base := "/v2/models/" + c.name
+	return &lent{handler: handler, paths: []string{scorePath, base + "/infer", base + "/versions/" + c.version + "/infer"}}
+}
+
+// Takes implements lending.Handler.
+func (l *lent) Takes(r *http1.Request, path []byte) bool {
+	return string(r.Method) == "POST" && slices.Contains(l.paths, string(path)) && field(r, "content-encoding") == ""
+}
+
+// Answer implements lending.Handler.
+func (l *lent) Answer(ctx context.Context, r *lending.Request) lending.Answer {
+	var a serving.Answer
+	if string(r.Path) == scorePath {
+		a = l.handler.Score(ctx, r.Body)
+	} else {
+		a = l.handler.Infer(ctx, field(r.Head, headerLength), r.Body)
+	}
+	answer := lending.Answer{Status: a.Status, ContentType: a.ContentType, Body: a.Body}
+	if a.HeaderLength > 0 {
+		answer.Fields = append(strconv.AppendInt([]byte(serving.HeaderLength+": "), int64(a.HeaderLength), 10), "\r\n"...)
+	}
+	return answer
+}
+
+var headerLength = strings.ToLower(serving.HeaderLength)
+
+// field returns the first header field of that name, in lower case.
+func field(r *http1.Request, name string) string {
+	for _, f := range r.Fields {
+		if http1.Is(f.Name, name) {
+			return string(f.Value)
+		}
+	}
+	return ""
+}
+
+// borrow offers gateways to answer on their clients' connections, where the model
+// server listens on a Unix socket. Without that they pass requests on.
+func borrow(c config, handler *serving.Handler, log *slog.Logger) (stop func(context.Context) error, err error) {
+	path, unix := strings.CutPrefix(c.listen, "unix:")
+	if !unix {
+		return func(context.Context) error { return nil }, nil
+	}
+	var listener *net.UnixListener
+	if listener, err = lending.Listen(path + lending.Suffix); err != nil {
+		return nil, err
+	}
+	b := lending.NewBorrower(newLent(c, handler), log)
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(listener) }()
+	return func(ctx context.Context) error { return errors.Join(b.Shutdown(ctx), <-served) }, nil
+}
