@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strconv"
@@ -36,8 +37,8 @@ type (
 
 // decodeInfer reads a request: its JSON, then the binary tensors that follow it.
 func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) {
-	var req inferRequest
-	if err := decodeJSON(head, &req); err != nil {
+	req, err := m.decodeHead(head, len(tail) > 0)
+	if err != nil {
 		return nil, nil, err
 	}
 	specs := m.Engine.Signature().Inputs
@@ -58,9 +59,6 @@ func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) 
 			return nil, nil, atelier.Errorf(atelier.Invalid, "%s.datatype is %.20q for input %q, %s was expected", field, in.Datatype, in.Name, spec.Type).
 				WithField(field + ".datatype")
 		}
-		if in.Shape == nil {
-			in.Shape = []int64{}
-		}
 		if err := checkShape(in.Shape, spec, field+".shape", field+".shape"); err != nil {
 			return nil, nil, err
 		}
@@ -71,7 +69,38 @@ func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) 
 	if len(tail) > 0 {
 		return nil, nil, atelier.Errorf(atelier.Invalid, "%d bytes follow the tensors that the inputs' binary_data_size announce", len(tail))
 	}
-	return &req, tensors, m.complete(came)
+	return req, tensors, m.complete(came)
+}
+
+// maxKeptHead is the largest JSON that is kept decoded.
+const maxKeptHead = 4 << 10
+
+// keptHead is the JSON of a request with binary tensors, and what it means.
+type keptHead struct {
+	text    []byte
+	request *inferRequest
+}
+
+// decodeHead reads a request's JSON. The last one that came with binary tensors is
+// kept: whoever sends those sends the same JSON each time, and reading it takes
+// longer than many a model. What it returns may be shared, and is not to be changed.
+func (m *Model) decodeHead(head []byte, inBinary bool) (*inferRequest, error) {
+	if kept := m.head.Load(); inBinary && kept != nil && bytes.Equal(kept.text, head) {
+		return kept.request, nil
+	}
+	req := &inferRequest{}
+	if err := decodeJSON(head, req); err != nil {
+		return nil, err
+	}
+	for i := range req.Inputs {
+		if req.Inputs[i].Shape == nil {
+			req.Inputs[i].Shape = []int64{}
+		}
+	}
+	if inBinary && len(head) <= maxKeptHead {
+		m.head.Store(&keptHead{bytes.Clone(head), req})
+	}
+	return req, nil
 }
 
 // decodeInput reads one input and returns what of tail comes after it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -18,6 +19,8 @@ type Model struct {
 	slots chan struct{}
 	// waiting bounds those that wait for a slot besides.
 	waiting chan struct{}
+
+	head atomic.Pointer[keptHead]
 }
 
 // maxWaiting is how many requests may wait for their turn before more are

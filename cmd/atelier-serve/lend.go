@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,18 +58,24 @@ func field(r *http1.Request, name string) string {
 }
 
 // borrow offers gateways to answer on their clients' connections, where the model
-// server listens on a Unix socket. Without that they pass requests on.
+// server listens on a Unix socket. Without that they pass requests on. stop finishes
+// the requests that have begun and gives the connections back.
 func borrow(c config, handler *serving.Handler, log *slog.Logger) (stop func(context.Context) error, err error) {
 	path, unix := strings.CutPrefix(c.listen, "unix:")
 	if !unix {
 		return func(context.Context) error { return nil }, nil
 	}
-	var listener *net.UnixListener
-	if listener, err = lending.Listen(path + lending.Suffix); err != nil {
+	listener, err := lending.Listen(path + lending.Suffix)
+	if err != nil {
 		return nil, err
 	}
 	b := lending.NewBorrower(newLent(c, handler), log)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(listener) }()
-	return func(ctx context.Context) error { return errors.Join(b.Shutdown(ctx), <-served) }, nil
+	return func(ctx context.Context) error {
+		if err := b.Shutdown(ctx); err != nil {
+			return err
+		}
+		return <-served
+	}, nil
 }

@@ -129,19 +129,20 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		giveBack = func(context.Context) error { return nil }
 	}
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
+	var failed error
 	select {
-	case err = <-served:
-		err = fmt.Errorf("stopped listening: %w", err)
+	case err := <-served:
+		failed = fmt.Errorf("stopped listening: %w", err)
 	case <-ctx.Done():
 		log.Info("stopping")
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-		defer cancel()
-		if err = errors.Join(giveBack(grace), server.Shutdown(grace)); err != nil {
-			// Freeing the model under a request would crash; the end of the process frees it.
-			return fmt.Errorf("requests were still in progress after %v: %w", drainTime, err)
-		}
 	}
-	return errors.Join(err, model.Engine.Close())
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if err := errors.Join(giveBack(grace), server.Shutdown(grace)); err != nil {
+		// Freeing the model under a request would crash; the end of the process frees it.
+		return errors.Join(failed, fmt.Errorf("requests were still in progress after %v: %w", drainTime, err))
+	}
+	return errors.Join(failed, model.Engine.Close())
 }
 
 // listen opens address. A socket that a former process left behind is taken over;

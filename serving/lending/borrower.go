@@ -93,7 +93,7 @@ func (b *Borrower) Serve(listener *net.UnixListener) error {
 			time.Sleep(50 * time.Millisecond) // out of descriptors, perhaps: others will be given back
 			continue
 		}
-		c := &channel{b: b, conn: conn, loans: map[uint32]*lent{}}
+		c := &channel{b: b, conn: conn, loans: map[uint32]*lent{}, first: make(chan struct{}, 1), ended: make(chan struct{})}
 		b.mu.Lock()
 		full := len(b.channels) >= maxChannels || b.draining.Load()
 		if !full {

@@ -24,6 +24,8 @@ type channel struct {
 	draining bool
 	loans    map[uint32]*lent
 	running  sync.WaitGroup // loans
+	first    chan struct{}  // tells nudges of a loan
+	ended    chan struct{}
 }
 
 // helloTime bounds how long the first packet may take.
@@ -38,6 +40,8 @@ func (c *channel) run() error {
 		return err
 	}
 	defer c.page.unmap()
+	go c.nudges() // ends with the channel
+	defer close(c.ended)
 	defer c.running.Wait()
 	for {
 		f, file, err := receive(c.conn, buffer)
@@ -124,6 +128,10 @@ func (c *channel) borrow(f *frame, file *os.File) error {
 		return nil
 	}
 	c.loans[f.slot] = l
+	select {
+	case c.first <- struct{}{}:
+	default: // it knows of others already
+	}
 	c.running.Add(1)
 	go func() { // ends with the loan; run waits for it
 		defer c.running.Done()

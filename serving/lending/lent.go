@@ -30,7 +30,7 @@ type lent struct {
 	read func(fd uintptr) bool // tryRead, made once
 	err  error                 // of the last tryRead
 
-	began time.Time // the request in progress
+	began time.Time // the request in progress; changes only while none is
 	head  http1.Request
 	id    []byte // of the request
 	out   []byte
@@ -56,7 +56,7 @@ func newLent(c *channel, f *frame, conn net.Conn) (*lent, error) {
 	}
 	l.n = copy(l.buf, f.bytes)
 	l.read = l.tryRead
-	l.patience.init(l)
+	l.answered, l.watched = make(chan struct{}, 1), make(chan struct{}, 1)
 	return l, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -18,36 +19,80 @@ var (
 	errLate = errors.New("the request took too long")
 )
 
-// patience watches a client that waits for its answer.
+// patience watches a client that waits for its answer. The channel's one ticker
+// tells when to begin: setting a timer for each request would wake a thread.
 type patience struct {
-	timer    *time.Timer // starts watch
+	mu       sync.Mutex
+	waits    bool // a request is in progress
+	watches  bool // and watch looks after it
 	cancel   context.CancelCauseFunc
 	further  bool          // the client has sent more than the request: it is there
 	answered chan struct{} // tells watch to end
 	watched  chan struct{} // tells that it has
 }
 
-func (p *patience) init(l *lent) {
-	p.answered, p.watched = make(chan struct{}, 1), make(chan struct{}, 1)
-	p.timer = time.AfterFunc(time.Hour, l.watch)
-	p.timer.Stop()
-}
-
-// begin lets watch begin when an answer takes long.
+// begin notes that a request is in progress.
 func (l *lent) begin(cancel context.CancelCauseFunc, further bool) {
-	l.cancel, l.further = cancel, further
-	l.timer.Reset(quiet)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waits, l.cancel, l.further = true, cancel, further
 }
 
-// end ends what begin began.
+// end notes that it is not any more.
 func (l *lent) end() {
-	if l.timer.Stop() {
+	l.mu.Lock()
+	watches := l.watches
+	l.waits, l.watches = false, false
+	l.mu.Unlock()
+	if !watches {
 		return
 	}
 	l.answered <- struct{}{}
 	l.interrupt()
 	<-l.watched
 	l.conn.MayRead()
+}
+
+// nudge begins to watch where an answer takes long.
+func (l *lent) nudge(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waits && !l.watches && now.Sub(l.began) >= quiet {
+		l.watches = true
+		go l.watch() // ends before end returns
+	}
+}
+
+// nudges nudges the loans as long as there are any. It returns when the channel ends.
+func (c *channel) nudges() {
+	ticker := time.NewTicker(quiet)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.ended:
+			return
+		case now := <-ticker.C:
+			if c.nudge(now) > 0 {
+				continue
+			}
+		}
+		ticker.Stop() // no ticks while nothing is lent
+		select {
+		case <-c.ended:
+			return
+		case <-c.first:
+			ticker.Reset(quiet)
+		}
+	}
+}
+
+func (c *channel) nudge(now time.Time) (loans int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.loans {
+		l.nudge(now)
+	}
+	return len(c.loans)
 }
 
 // watch cancels the request when its client gives up or its time is over. It
