@@ -121,13 +121,13 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, server.Close())
 	}
-	handler.SetReady(model)
 	giveBack, err := borrow(c, handler, log)
 	if err != nil {
 		// A path that is too long for a second socket, perhaps.
 		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
 		giveBack = func(context.Context) error { return nil }
 	}
+	handler.SetReady(model)
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
 	var failed error
 	select {
