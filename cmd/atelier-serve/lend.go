@@ -16,18 +16,19 @@ import (
 type lent struct {
 	handler *serving.Handler
 	paths   []string // of inferences of the one model
+	maxBody int64
 }
 
 const scorePath = "/score"
 
 func newLent(c config, handler *serving.Handler) *lent {
 	base := "/v2/models/" + c.name
-	return &lent{handler: handler, paths: []string{scorePath, base + "/infer", base + "/versions/" + c.version + "/infer"}}
+	return &lent{handler: handler, paths: []string{scorePath, base + "/infer", base + "/versions/" + c.version + "/infer"}, maxBody: c.maxBody}
 }
 
 // Takes implements lending.Handler.
 func (l *lent) Takes(r *http1.Request, path []byte) bool {
-	return string(r.Method) == "POST" && slices.Contains(l.paths, string(path)) && field(r, "content-encoding") == ""
+	return string(r.Method) == "POST" && slices.Contains(l.paths, string(path)) && r.Body.Length <= l.maxBody && field(r, "content-encoding") == ""
 }
 
 // Answer implements lending.Handler.

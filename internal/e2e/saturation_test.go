@@ -24,8 +24,12 @@ import (
 )
 
 // held is the largest body that the gateway holds to be able to send it twice; a
-// byte more streams.
-const held = 1 << 20
+// byte more streams. A request of lent bytes is answered by the model server itself,
+// on the connection that the gateway lends it.
+const (
+	held = 1 << 20
+	lent = 16 << 10
+)
 
 // TestSwitchingAtSaturation changes between two versions 20 times while clients send
 // bodies of a megabyte, in every way in which a body may be sent, as fast as they are
@@ -57,12 +61,15 @@ func TestSwitchingAtSaturation(t *testing.T) {
 		{binary: true, size: held, chunked: true},
 		{binary: true, size: held + 1, chunked: true},
 		{binary: true, size: held + 1, expect: true},
+		{binary: true, size: lent},
+		{size: lent},
 		{binary: true, size: held, slow: true},
 		{binary: true, size: held + 1, slow: true, chunked: true},
 	} {
 		s.wg.Go(func() { s.client(t, e, d, i, way) })
 	}
-	s.wg.Go(func() { s.pipeline(e, d, 9, sending{binary: true, size: held}) })
+	s.wg.Go(func() { s.pipeline(e, d, 11, sending{binary: true, size: held}) })
+	s.wg.Go(func() { s.pipeline(e, d, 12, sending{binary: true, size: lent}) })
 	began := time.Now()
 	const switches = 20
 	for i := range switches {
