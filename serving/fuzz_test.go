@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"reflect"
+	"strconv"
 	"testing"
 )
 
@@ -171,4 +173,48 @@ func FuzzDecodeJSON(f *testing.F) {
 			t.Fatalf("%q is no JSON and was taken", body)
 		}
 	})
+}
+
+// FuzzDecimal holds the quick reader of numbers against strconv, which is right.
+func FuzzDecimal(f *testing.F) {
+	for _, word := range []string{
+		"0", "-0", "-0.0", "1.", ".5", "0.012790957", "9007199254740993", "16777217", "16777216.000001", "0.1000000014901161193847656250", "1e5",
+		"1.00000017881393421514957253748434595763683319091796875", "1.00000017881393432617", "0.00000000000000000000000000000000000001", "true", "--1", "",
+	} {
+		f.Add(word)
+	}
+	f.Fuzz(func(t *testing.T, word string) {
+		if got, ok := quickFloat64([]byte(word)); ok {
+			if want, err := strconv.ParseFloat(word, 64); err != nil || math.Float64bits(got) != math.Float64bits(want) {
+				t.Errorf("%q was read as %v, strconv reads %v, %v", word, got, want, err)
+			}
+		}
+		if got, ok := quickFloat32([]byte(word)); ok {
+			if want, err := strconv.ParseFloat(word, 32); err != nil || math.Float32bits(got) != math.Float32bits(float32(want)) {
+				t.Errorf("%q was read as %v, strconv reads %v, %v", word, got, want, err)
+			}
+		}
+	})
+}
+
+// Numbers as tensors have them are read quickly, and rightly.
+func TestDecimal(t *testing.T) {
+	t.Parallel()
+	quick := 0
+	const count = 200_000
+	random := rand.New(rand.NewPCG(1, 2))
+	for range count {
+		want := float32(random.NormFloat64())
+		word := strconv.AppendFloat(nil, float64(want), 'f', -1, 32)
+		got, ok := quickFloat32(word)
+		if ok {
+			quick++
+		}
+		if ok && got != want {
+			t.Fatalf("%s was read as %v, want %v", word, got, want)
+		}
+	}
+	if quick < count*99/100 {
+		t.Errorf("%d of %d numbers were read quickly", quick, count)
+	}
 }

@@ -173,23 +173,32 @@ func (p *dataParser) element() error {
 		}
 		return nil
 	case FP16, BF16, FP32:
-		f, err := strconv.ParseFloat(string(word), 32)
-		if err != nil || p.typ == FP16 && math.Abs(f) >= 65520 {
-			return wrong()
+		f, ok := quickFloat32(word)
+		if !ok {
+			slow, err := strconv.ParseFloat(string(word), 32)
+			if f = float32(slow); err != nil {
+				return wrong()
+			}
 		}
 		switch p.typ {
 		case FP16:
-			p.out.Data = binary.LittleEndian.AppendUint16(p.out.Data, toHalf(float32(f)))
+			if math.Abs(float64(f)) >= 65520 {
+				return wrong()
+			}
+			p.out.Data = binary.LittleEndian.AppendUint16(p.out.Data, toHalf(f))
 		case BF16:
-			p.out.Data = binary.LittleEndian.AppendUint16(p.out.Data, toBrain(float32(f)))
+			p.out.Data = binary.LittleEndian.AppendUint16(p.out.Data, toBrain(f))
 		default:
-			p.out.Data = binary.LittleEndian.AppendUint32(p.out.Data, math.Float32bits(float32(f)))
+			p.out.Data = binary.LittleEndian.AppendUint32(p.out.Data, math.Float32bits(f))
 		}
 		return nil
 	case FP64:
-		f, err := strconv.ParseFloat(string(word), 64)
-		if err != nil {
-			return wrong()
+		f, ok := quickFloat64(word)
+		if !ok {
+			var err error
+			if f, err = strconv.ParseFloat(string(word), 64); err != nil {
+				return wrong()
+			}
 		}
 		p.out.Data = binary.LittleEndian.AppendUint64(p.out.Data, math.Float64bits(f))
 		return nil
