@@ -223,7 +223,10 @@ func (x *exchange) resume(b *backend, came []byte, back lending.Return) (done, k
 	if back.Outcome == lending.Untouched {
 		unread = came
 	}
-	x.r.Reset(io.MultiReader(bytes.NewReader(unread), x.conn))
+	x.r.Reset(x.conn.Conn)
+	if len(unread) > 0 {
+		x.r.Reset(io.MultiReader(bytes.NewReader(unread), x.conn.Conn))
+	}
 	x.stream = http1.NewBodyReader(x.r, http1.Framing{}, 0)
 	unanswered := func(f *failure) (done, keep bool) {
 		x.begin, x.whole = back.Since, !back.Partial

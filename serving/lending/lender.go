@@ -156,15 +156,16 @@ func (l *Loan) Wait() Return {
 	}
 }
 
+// overdue reports whether the module has had the connection for longer than it
+// may without a new request: also one that is idle it has to give back.
 func (l *Loan) overdue() bool {
 	l.lender.mu.Lock()
 	defer l.lender.mu.Unlock()
 	if l.lender.page == nil {
 		return false
 	}
-	s := &l.lender.page.slots[l.slot]
 	terms := &l.lender.terms
-	return s.state.Load() != idle && time.Since(time.Unix(0, s.since.Load())) > 2*(terms.Answer+terms.Write)
+	return time.Since(l.lender.told(l).Since) > 2*(terms.Answer+terms.Write+terms.Idle)
 }
 
 // Recall asks for all connections back. When it returns, the module begins no

@@ -106,7 +106,7 @@ type strange struct {
 	page *page
 }
 
-func newStrange(t *testing.T) *strange {
+func newStrange(t *testing.T, terms Terms) *strange {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "m")
 	l, err := Listen(path)
@@ -160,7 +160,7 @@ func (s *strange) lend(t *testing.T) *Loan {
 // A module that dies leaves in the page how far it was with each connection.
 func TestModuleDies(t *testing.T) {
 	t.Parallel()
-	m := newStrange(t)
+	m := newStrange(t, terms)
 	for i := range 6 {
 		m.page.record(100*i, time.Millisecond, terms.Bounds)
 	}
@@ -207,7 +207,7 @@ func TestGarbledModule(t *testing.T) {
 		"a gateway's":    appendLend(nil, 0, &keySum),
 		"too large":      make([]byte, maxFrame+1),
 	} {
-		m := newStrange(t)
+		m := newStrange(t, terms)
 		quiet, busy := m.lend(t), m.lend(t)
 		m.page.slots[quiet.slot].state.Store(idle)
 		m.page.slots[busy.slot].state.Store(whole)
@@ -219,13 +219,26 @@ func TestGarbledModule(t *testing.T) {
 			t.Errorf("%s: %+v and %+v", name, a, b)
 		}
 	}
-	m := newStrange(t) // with a descriptor
+	m := newStrange(t, terms) // with a descriptor
 	loan := m.lend(t)
 	if err := send(m.conn, appendBack(nil, loan.slot, Back, nil), 0); err != nil {
 		t.Fatal(err)
 	}
 	if r := loan.Wait(); r.Outcome != Torn {
 		t.Errorf("with a descriptor: %+v", r)
+	}
+}
+
+// A module that does nothing at all loses what is lent to it.
+func TestIdleModule(t *testing.T) {
+	t.Parallel()
+	impatient := terms
+	impatient.Answer, impatient.Write, impatient.Idle = 20*time.Millisecond, 20*time.Millisecond, 20*time.Millisecond
+	m := newStrange(t, impatient)
+	between, before := m.lend(t), m.lend(t)
+	m.page.slots[between.slot].state.Store(idle)
+	if a, b := between.Wait(), before.Wait(); a.Outcome != Closed || b.Outcome != Torn {
+		t.Errorf("%+v and %+v", a, b)
 	}
 }
 
