@@ -33,8 +33,8 @@ func (l *lent) answer(size int) (Outcome, bool) {
 	cancel(nil)
 	switch {
 	case errors.Is(cause, errGone):
-		l.consume(size)
 		l.record(statusGone)
+		l.consume(size)
 		return Closed, false
 	case errors.Is(cause, errLate):
 		l.drop(size)

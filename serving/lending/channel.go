@@ -36,7 +36,9 @@ const helloTime = 5 * time.Second
 func (c *channel) run() error {
 	defer c.conn.Close()
 	buffer := make([]byte, maxFrame)
-	if err := c.hello(buffer); err != nil {
+	if err := c.hello(buffer); errors.Is(err, errDraining) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	defer c.page.unmap()
@@ -63,6 +65,9 @@ func (c *channel) run() error {
 	}
 }
 
+// errDraining ends a channel that has just been opened.
+var errDraining = errors.New("the module ends")
+
 // hello reads the first packet.
 func (c *channel) hello(buffer []byte) error {
 	if err := c.conn.SetReadDeadline(time.Now().Add(helloTime)); err != nil {
@@ -81,7 +86,7 @@ func (c *channel) hello(buffer []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.draining {
-		return nil
+		return errDraining
 	}
 	c.terms, c.prefix = f.terms, []byte(f.terms.Endpoint+"/")
 	if c.page, err = mapPage(file); err != nil {

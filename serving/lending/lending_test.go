@@ -242,6 +242,22 @@ func TestIdleModule(t *testing.T) {
 	}
 }
 
+// A module that ends does not wait for a gateway that has said nothing yet.
+func TestSilentGateway(t *testing.T) {
+	t.Parallel()
+	var silent net.Conn
+	t.Run("ends", func(t *testing.T) { // with the borrower's Shutdown
+		var err error
+		if silent, err = net.Dial("unixpacket", borrowerOf(t, echo{})); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) { // it may not have been accepted yet
+		t.Errorf("the channel goes on: %v", err)
+	}
+	_ = silent.Close()
+}
+
 // A module does not follow a gateway that talks nonsense, and closes what it has.
 func TestGarbledGateway(t *testing.T) {
 	t.Parallel()
