@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -177,13 +178,20 @@ func Eventually(ctx context.Context, patience time.Duration, try func() error) e
 	}
 }
 
-// FreeAddress returns a loopback address whose port was free a moment ago.
+// FreeAddress returns a loopback address whose port was free a moment ago. It is
+// one of those that the system gives to nobody by itself, neither to outgoing
+// connections nor to who listens on port 0 (from 32768 on, ip(7)), so that a
+// program can be stopped and started again on it.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const low, high, tries = 10_000, 32_000, 100
+	var err error
+	for range tries {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", fmt.Errorf("no free port was found in %d tries: %w", tries, err)
 }
 
 // EndAll ends every Atelier program that was started with a path below dir among
