@@ -12,6 +12,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 )
@@ -24,15 +25,17 @@ type hub struct {
 
 	mu     sync.Mutex
 	asked  []atelier.Digest
+	bases  [][]atelier.Digest // that were offered with each
 	active int
 	most   int
 	gate   chan struct{} // where not nil, each Receive waits for it
 }
 
-func (h *hub) Fetch(ctx context.Context, file atelier.File, progress func(int64)) error {
+func (h *hub) Fetch(ctx context.Context, file atelier.File, bases []atelier.Digest, progress func(int64)) (transfer.Arrival, error) {
 	d, size := file.Digest, file.Size
 	h.mu.Lock()
 	h.asked = append(h.asked, d)
+	h.bases = append(h.bases, bases)
 	h.active++
 	h.most = max(h.most, h.active)
 	h.mu.Unlock()
@@ -41,22 +44,22 @@ func (h *hub) Fetch(ctx context.Context, file atelier.File, progress func(int64)
 		select {
 		case <-h.gate:
 		case <-ctx.Done():
-			return ctx.Err()
+			return transfer.Arrival{}, ctx.Err()
 		}
 	}
 	if h.err != nil {
-		return h.err
+		return transfer.Arrival{}, h.err
 	}
 	progress(size / 2)
 	w, err := h.store.Writer("")
 	if err != nil {
-		return err
+		return transfer.Arrival{}, err
 	}
 	if _, err := w.Write(h.has[d]); err != nil {
-		return err
+		return transfer.Arrival{}, err
 	}
 	_, err = w.Commit(d, size)
-	return err
+	return transfer.Arrival{Way: transfer.WayWhole, Received: size}, err
 }
 
 func setup(t *testing.T, contents ...string) (*hub, *durabletest.Disk, []atelier.File) {

@@ -57,9 +57,7 @@ func (f *Fleet) openFor(ctx context.Context, device string, d atelier.Digest) (t
 }
 
 func reaches(modules []atelier.Module, d atelier.Digest) bool {
-	return slices.ContainsFunc(modules, func(m atelier.Module) bool {
-		return slices.ContainsFunc(m.Content(), func(file atelier.File) bool { return file.Digest == d })
-	})
+	return slices.ContainsFunc(modules, func(m atelier.Module) bool { return m.Has(d) })
 }
 
 // sendFrame publishes a frame of content to a device.
@@ -130,5 +128,6 @@ func (f *Fleet) fetch(ctx context.Context, device string, s *content.Store, file
 			delete(u.active, device)
 		}
 	}()
-	return r.Fetch(ctx, file, nil)
+	_, err := r.Fetch(ctx, file, nil, nil)
+	return err
 }

@@ -72,7 +72,7 @@ func BenchmarkFetch(b *testing.B) {
 	b.SetBytes(size)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := r.Fetch(ctx, file, nil); err != nil {
+		if _, err := r.Fetch(ctx, file, nil, nil); err != nil {
 			b.Fatal(err)
 		}
 		if err := to.Delete(info.Digest); err != nil {
@@ -88,7 +88,7 @@ func BenchmarkPlan(b *testing.B) {
 	blob := memory{bytes.NewReader(c)}
 	b.SetBytes(int64(len(c)))
 	for b.Loop() {
-		if _, err := makePlan(b.Context(), d, blob, smallestChunk); err != nil {
+		if _, err := makePlan(b.Context(), planKey{d, wayWhole, smallestChunk}, blob); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -55,13 +55,16 @@ func FuzzReceiver(f *testing.F) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			done := make(chan error, 1)
-			go func() { done <- r.Fetch(ctx, fileOf(want), nil) }()
+			go func() {
+				_, err := r.Fetch(ctx, fileOf(want), nil, nil)
+				done <- err
+			}()
 			id := <-asked
 			chunks := []chunk{{Range: content.Range{End: int64(len(want))}, sum: mustSum(want)}}
 			conversation(script, id, func(k kind) []byte {
 				switch k {
 				case kindPlan:
-					return encodePlan(id, planFrame{way: wayWhole, size: int64(len(want)), chunks: chunks})
+					return mustPlan(id, planFrame{way: wayWhole, size: int64(len(want)), chunks: chunks})
 				case kindData:
 					b, err := encodeData(id, dataFrame{round: 1, sent: int64(len(want))}, len(want), func(p []byte) error { copy(p, want); return nil })
 					if err != nil {

@@ -15,10 +15,15 @@ type outgoing struct {
 	id       uint64
 	digest   atelier.Digest
 	ways     []way
+	bases    []atelier.Digest
+	rate     uint64 // bytes a second that came to the peer lately
 	maxFrame int
 	ahead    int64 // most bytes to send beyond what was sent when the want came
 
+	done chan struct{} // closed when it was dropped
+
 	mu      sync.Mutex
+	waited  bool // long enough for a difference
 	asked   bool // waits in the queue of opens, or is being opened
 	queued  bool // waits in the queue of ready transfers, or is being sent
 	closed  bool
@@ -35,7 +40,7 @@ type outgoing struct {
 
 func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
 	return &outgoing{
-		peer: peer, id: id, digest: o.digest, ways: o.ways,
+		peer: peer, id: id, digest: o.digest, ways: o.ways, bases: o.bases, rate: o.rate, done: make(chan struct{}),
 		maxFrame: min(o.maxFrame, opts.MaxFrame), ahead: opts.Window, used: time.Now(),
 	}
 }
@@ -71,32 +76,58 @@ func (t *outgoing) waiting() bool {
 }
 
 // open calls build unless t has its blob and plan, and returns the plan; nil where
-// t was dropped.
-func (t *outgoing) open(build func() (Blob, planFrame, error)) (*planFrame, error) {
+// t was dropped, or is to wait for something.
+func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planFrame, *Pending, error) {
 	t.mu.Lock()
 	settled, closed := t.blob != nil, t.closed
 	t.mu.Unlock()
-	// An open that comes while the plan is made is answered by it.
-	defer t.answered()
+	// An open that comes while the plan is made, or waited for, is answered by it.
+	waits := false
+	defer func() {
+		if !waits {
+			t.answered()
+		}
+	}()
 	switch {
 	case closed:
-		return nil, nil
+		return nil, nil, nil
 	case settled:
-		return &t.plan, nil
+		return &t.plan, nil, nil
 	case !slices.Contains(t.ways, wayWhole):
-		return nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
+		return nil, nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
 	}
-	blob, plan, err := build()
-	if err != nil {
-		return nil, err
+	blob, plan, pending, err := build()
+	if err != nil || pending != nil {
+		waits = err == nil
+		return nil, pending, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil, blob.Close()
+		return nil, nil, blob.Close()
 	}
 	t.plan, t.blob, t.used = plan, blob, time.Now()
-	return &t.plan, nil
+	return &t.plan, nil, nil
+}
+
+// isLate notes that t waits for no difference any more; late tells.
+func (t *outgoing) isLate() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waited = true
+}
+
+func (t *outgoing) late() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.waited
+}
+
+// whole reports whether t's content is being sent as it is.
+func (t *outgoing) whole() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.closed && t.blob != nil && t.plan.way == wayWhole
 }
 
 func (t *outgoing) answered() {
@@ -211,6 +242,9 @@ func (t *outgoing) dropped() bool {
 func (t *outgoing) close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.closed {
+		close(t.done)
+	}
 	t.closed = true
 	if t.blob == nil {
 		return nil

@@ -28,8 +28,13 @@ type SenderOptions struct {
 	// Send sends a frame to peer, and may keep it. It should wait while the
 	// connection is busy rather than fail; what it fails to send counts as lost.
 	Send func(peer string, frame []byte) error
-	// Meter, where set, is called with the content's bytes in each frame sent.
-	Meter func(peer string, d atelier.Digest, bytes int)
+	// Difference, where set, looks for a difference that peer can make the target of,
+	// which it may have: Open was called before. It does not wait; where there is
+	// none it says what to wait for, if anything.
+	Difference func(ctx context.Context, peer string, o Offer) (*Difference, *Pending)
+	// Meter, where set, is called with the bytes of content, or of a difference to it,
+	// in each frame sent. way is WayWhole or WayDifference.
+	Meter func(peer string, d atelier.Digest, way string, bytes int)
 	Log   *slog.Logger // nil for none
 
 	MaxFrame  int           // largest frame in bytes; DefaultMaxFrame
@@ -49,6 +54,8 @@ type Sender struct {
 	plans *planCache
 	opens chan *outgoing // asked for, to be authorised and planned
 	ready chan *outgoing // something may be sent; each transfer at most once
+
+	waits sync.WaitGroup // transfers that wait for a difference; only Run's goroutines begin one
 
 	mu    sync.Mutex
 	peers map[string]map[uint64]*outgoing
@@ -111,6 +118,7 @@ func (s *Sender) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			wg.Wait()
+			s.waits.Wait()
 			s.dropIf(func(*outgoing) bool { return true })
 			return nil
 		case now := <-tick.C:
@@ -273,24 +281,55 @@ func (s *Sender) say(peer string, frame []byte) bool {
 
 // open authorises t and makes its plan, unless it has one, and sends the plan.
 func (s *Sender) open(ctx context.Context, t *outgoing) {
-	plan, err := t.open(func() (Blob, planFrame, error) {
-		blob, err := s.opts.Open(ctx, t.peer, t.digest)
-		if err != nil {
-			return nil, planFrame{}, err
-		}
-		key := planKey{t.digest, chunkLength(blob.Size(), t.maxFrame)}
-		plan, err := s.plans.get(ctx, key, func() (planFrame, error) { return makePlan(ctx, t.digest, blob, key.length) })
-		if err != nil {
-			return nil, planFrame{}, errors.Join(err, blob.Close())
-		}
-		return blob, plan, nil
-	})
+	plan, pending, err := t.open(func() (Blob, planFrame, *Pending, error) { return s.choose(ctx, t) })
 	switch {
 	case err != nil:
 		s.refuse(t, err)
+	case pending != nil:
+		s.waits.Go(func() { s.await(ctx, t, pending) })
 	case plan != nil:
-		s.say(t.peer, encodePlan(t.id, *plan))
+		frame, err := encodePlan(t.id, *plan)
+		if err != nil {
+			s.refuse(t, err)
+			return
+		}
+		s.say(t.peer, frame)
 	}
+}
+
+// choose opens what t's content comes as, and makes the plan; or says what to wait for.
+func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pending, error) {
+	blob, err := s.opts.Open(ctx, t.peer, t.digest)
+	if err != nil {
+		return nil, planFrame{}, nil, err
+	}
+	d, pending := s.difference(ctx, t, blob.Size())
+	if pending != nil && !t.late() {
+		return nil, planFrame{}, pending, blob.Close()
+	}
+	if d != nil {
+		plan, err := s.plan(ctx, planKey{d.Digest, wayDifference, chunkLength(d.Blob.Size(), t.maxFrame-planTail)}, d.Blob)
+		if err == nil {
+			plan.recipe = recipe{d.Digest, d.Bases}
+			return d.Blob, plan, nil, blob.Close()
+		}
+		s.opts.Log.Warn("a difference cannot be sent; the content is sent as it is", "peer", t.peer, "digest", t.digest, "error", err)
+		if err := d.Blob.Close(); err != nil {
+			s.opts.Log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+		}
+		if d.Spoiled != nil && atelier.CodeOf(err) == atelier.Corrupt {
+			d.Spoiled()
+		}
+	}
+	plan, err := s.plan(ctx, planKey{t.digest, wayWhole, chunkLength(blob.Size(), t.maxFrame)}, blob)
+	if err != nil {
+		return nil, planFrame{}, nil, errors.Join(err, blob.Close())
+	}
+	return blob, plan, nil, nil
+}
+
+func (s *Sender) plan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
+	return s.plans.get(ctx, key, func() (planFrame, error) { return makePlan(ctx, key, blob) })
 }
 
 // refuse tells the peer why t ends.
@@ -331,7 +370,7 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 			break
 		}
 		if s.opts.Meter != nil {
-			s.opts.Meter(t.peer, t.digest, n)
+			s.opts.Meter(t.peer, t.digest, t.plan.way.String(), n)
 		}
 	}
 	t.yield(s.ready)
