@@ -29,6 +29,7 @@ var layers = []layer{
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
+	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
 	{"internal/broker", []string{"", "internal/wire"}, "the broker carries messages and knows no meaning"},
 	{"internal/boot", nil, "it starts programs and knows nothing of them"},
