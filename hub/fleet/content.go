@@ -20,12 +20,32 @@ const framePatience = 10 * time.Second
 
 // newSender returns what gives content to devices.
 func (f *Fleet) newSender() *transfer.Sender {
-	return transfer.NewSender(transfer.SenderOptions{
+	o := transfer.SenderOptions{
 		Open:     f.openFor,
 		Send:     f.sendFrame,
+		Meter:    f.meter,
 		MaxFrame: wire.MaxPacket,
 		Log:      f.log,
-	})
+	}
+	if f.differences != nil {
+		o.Difference = f.difference
+	}
+	return transfer.NewSender(o)
+}
+
+// meter counts bytes that are sent to devices.
+func (f *Fleet) meter(_ string, _ atelier.Digest, way string, bytes int) {
+	if way == transfer.WayDifference {
+		f.sentDifferences.Add(uint64(bytes))
+	} else {
+		f.sentWhole.Add(uint64(bytes))
+	}
+}
+
+// Sent returns how many bytes of content were sent to devices since the hub started,
+// as they are and as differences.
+func (f *Fleet) Sent() (whole, differences uint64) {
+	return f.sentWhole.Load(), f.sentDifferences.Load()
 }
 
 // openFor opens content for a device: only what its desired state reaches.

@@ -49,6 +49,7 @@ var layers = []layer{
 	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
+	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
 	{"hub/fleet", []string{"", "internal", "hub/store", "hub/catalog", "hub/access", "hub/authority", "hub/vault"}, "the fleet reads the catalog, not the registry's or the REST API's inside"},
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},

@@ -30,8 +30,8 @@ type Difference struct {
 // Pending says that a difference is being made.
 type Pending struct {
 	Ready <-chan struct{} // closed when there is one, or will be none
-	// Wait is for how long it pays to wait before content is sent as it is. Where the
-	// difference is ready later, the peer is told to ask again, and decides.
+	// Wait is for how long it pays to wait before content is sent as it is; it may be 0.
+	// Where the difference is ready later, the peer is told to ask again, and decides.
 	Wait time.Duration
 }
 
@@ -44,7 +44,7 @@ func (s *Sender) difference(ctx context.Context, t *outgoing, size int64) (*Diff
 }
 
 // await lets t wait until a difference is there or it has waited for long enough, and
-// then opens it. When the difference comes later than that, the peer asks again.
+// then opens it.
 func (s *Sender) await(ctx context.Context, t *outgoing, p *Pending) {
 	timer := time.NewTimer(p.Wait)
 	defer timer.Stop()
@@ -59,9 +59,13 @@ func (s *Sender) await(ctx context.Context, t *outgoing, p *Pending) {
 	t.isLate()
 	select {
 	case <-ctx.Done():
-		return
 	case s.opens <- t: // t is in no queue: it counts as waiting to be opened
 	}
+}
+
+// watch tells t's peer to ask again when a difference comes while the content is
+// being sent as it is. The peer decides by what it is still missing.
+func (s *Sender) watch(ctx context.Context, t *outgoing, p *Pending) {
 	select {
 	case <-ctx.Done():
 		return
@@ -69,13 +73,14 @@ func (s *Sender) await(ctx context.Context, t *outgoing, p *Pending) {
 		return
 	case <-p.Ready:
 	}
-	if !t.whole() {
+	d, _ := s.difference(ctx, t, t.plan.size)
+	if d == nil {
 		return
 	}
-	if d, _ := s.difference(ctx, t, t.plan.size); d != nil {
-		if err := d.Blob.Close(); err != nil {
-			s.opts.Log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
-		}
+	if err := d.Blob.Close(); err != nil {
+		s.opts.Log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+	}
+	if t.plan.way == wayWhole {
 		s.remove(t)
 		s.say(t.peer, encodeGone(t.id, goneFrame{message: "a smaller way is there"}))
 	}

@@ -76,7 +76,7 @@ func (t *outgoing) waiting() bool {
 }
 
 // open calls build unless t has its blob and plan, and returns the plan; nil where
-// t was dropped, or is to wait for something.
+// t was dropped, or is to wait for what build says.
 func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planFrame, *Pending, error) {
 	t.mu.Lock()
 	settled, closed := t.blob != nil, t.closed
@@ -97,7 +97,7 @@ func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planF
 		return nil, nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
 	}
 	blob, plan, pending, err := build()
-	if err != nil || pending != nil {
+	if err != nil || blob == nil {
 		waits = err == nil
 		return nil, pending, err
 	}
@@ -107,7 +107,7 @@ func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planF
 		return nil, nil, blob.Close()
 	}
 	t.plan, t.blob, t.used = plan, blob, time.Now()
-	return &t.plan, nil, nil
+	return &t.plan, pending, nil
 }
 
 // isLate notes that t waits for no difference any more; late tells.
@@ -121,13 +121,6 @@ func (t *outgoing) late() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.waited
-}
-
-// whole reports whether t's content is being sent as it is.
-func (t *outgoing) whole() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return !t.closed && t.blob != nil && t.plan.way == wayWhole
 }
 
 func (t *outgoing) answered() {

@@ -285,7 +285,7 @@ func (s *Sender) open(ctx context.Context, t *outgoing) {
 	switch {
 	case err != nil:
 		s.refuse(t, err)
-	case pending != nil:
+	case plan == nil && pending != nil:
 		s.waits.Go(func() { s.await(ctx, t, pending) })
 	case plan != nil:
 		frame, err := encodePlan(t.id, *plan)
@@ -294,24 +294,28 @@ func (s *Sender) open(ctx context.Context, t *outgoing) {
 			return
 		}
 		s.say(t.peer, frame)
+		if pending != nil {
+			s.waits.Go(func() { s.watch(ctx, t, pending) })
+		}
 	}
 }
 
-// choose opens what t's content comes as, and makes the plan; or says what to wait for.
+// choose opens what t's content comes as, and makes the plan. It says what to wait
+// for before that, without a Blob, or what might come later.
 func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pending, error) {
 	blob, err := s.opts.Open(ctx, t.peer, t.digest)
 	if err != nil {
 		return nil, planFrame{}, nil, err
 	}
 	d, pending := s.difference(ctx, t, blob.Size())
-	if pending != nil && !t.late() {
+	if pending != nil && pending.Wait > 0 && !t.late() {
 		return nil, planFrame{}, pending, blob.Close()
 	}
 	if d != nil {
 		plan, err := s.plan(ctx, planKey{d.Digest, wayDifference, chunkLength(d.Blob.Size(), t.maxFrame-planTail)}, d.Blob)
 		if err == nil {
 			plan.recipe = recipe{d.Digest, d.Bases}
-			return d.Blob, plan, nil, blob.Close()
+			return d.Blob, plan, pending, blob.Close()
 		}
 		s.opts.Log.Warn("a difference cannot be sent; the content is sent as it is", "peer", t.peer, "digest", t.digest, "error", err)
 		if err := d.Blob.Close(); err != nil {
@@ -325,7 +329,7 @@ func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pen
 	if err != nil {
 		return nil, planFrame{}, nil, errors.Join(err, blob.Close())
 	}
-	return blob, plan, nil, nil
+	return blob, plan, pending, nil
 }
 
 func (s *Sender) plan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
