@@ -16,6 +16,7 @@ package difference
 import (
 	"cmp"
 	"context"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/delta"
 	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/internal/durable"
 )
@@ -50,6 +52,8 @@ type Cache struct {
 	opts  Options
 	store *content.Store // has the differences
 	wake  chan struct{}
+	// encode is delta.Encode, except in tests that make a difference many times.
+	encode func(context.Context, io.Writer, delta.File, []delta.File, delta.Options) (delta.Result, error)
 
 	mu      sync.Mutex
 	entries map[pair]*entry
@@ -103,7 +107,7 @@ func Open(o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cache{opts: o, store: store, wake: make(chan struct{}, 1), entries: map[pair]*entry{}, jobs: map[pair]*job{}}
+	c := &Cache{opts: o, store: store, wake: make(chan struct{}, 1), encode: delta.Encode, entries: map[pair]*entry{}, jobs: map[pair]*job{}}
 	c.read()
 	return c, c.reconcile()
 }

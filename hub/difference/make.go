@@ -105,7 +105,7 @@ func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	_, err = delta.Encode(ctx, w, target.file, bases, delta.Options{Workers: 1, MaxSize: most})
+	_, err = c.encode(ctx, w, target.file, bases, delta.Options{Workers: 1, MaxSize: most})
 	if atelier.CodeOf(err) == atelier.TooLarge {
 		return &entry{pair: p}, nil
 	}
