@@ -13,53 +13,51 @@ const maxBases = 16
 
 // Bases returns contents that the device may hold and that may resemble file: what
 // has the same path in other rollouts of a module that needs file, the running one
-// first, then in modules with the same model, then what else those modules have.
+// first, or is what the engine loads there, if file is that; then the same in modules
+// with the same model; then what else those modules have.
 func (r *Runner) Bases(file atelier.File) []atelier.Digest {
 	r.mu.Lock()
 	slots := r.slots
 	r.mu.Unlock()
-	var same, others []atelier.Digest
-	look := func(m *atelier.Module) {
-		for _, f := range m.Content() {
-			if f.Path == file.Path {
-				same = append(same, f.Digest)
-			} else {
-				others = append(others, f.Digest)
-			}
-		}
-	}
+	var near, further []*atelier.Module
 	models := map[string]bool{}
-	var further []*state.Record
+	entry := false
+	var others []*state.Record
 	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
 		record := slots.Modules[deployment]
-		if !needs(record, file.Digest) {
-			further = append(further, record)
+		if !slices.ContainsFunc(record.All(), func(s *state.Slot) bool { return s.Module.Has(file.Digest) }) {
+			others = append(others, record)
 			continue
 		}
 		for _, slot := range record.All() {
-			models[slot.Module.Model.Name] = true
-			look(&slot.Module)
+			m := &slot.Module
+			near = append(near, m)
+			models[m.Model.Name] = true
+			entry = entry || m.Has(file.Digest) && m.Model.Variant.Entry == file.Path
 		}
 	}
-	for _, record := range further {
+	for _, record := range others {
 		if c := record.Current; c != nil && models[c.Module.Model.Name] {
-			look(&c.Module)
+			further = append(further, &c.Module)
+		}
+	}
+	var alike, rest []atelier.Digest
+	for _, m := range append(near, further...) {
+		for _, f := range m.Content() {
+			if f.Path == file.Path || entry && f.Path == m.Model.Variant.Entry {
+				alike = append(alike, f.Digest)
+			} else {
+				rest = append(rest, f.Digest)
+			}
 		}
 	}
 	var bases []atelier.Digest
-	for _, d := range append(same, others...) {
+	for _, d := range append(alike, rest...) {
 		if d != file.Digest && !slices.Contains(bases, d) {
 			bases = append(bases, d)
 		}
 	}
 	return bases[:min(len(bases), maxBases)]
-}
-
-// needs reports whether a rollout of the record is made of the content.
-func needs(record *state.Record, d atelier.Digest) bool {
-	return slices.ContainsFunc(record.All(), func(slot *state.Slot) bool {
-		return slot.Module.Has(d)
-	})
 }
 
 // Arrived notes how a file came: way is "whole" or "difference", received what it

@@ -18,12 +18,17 @@ import (
 // framePatience is how long a frame may wait for a busy connection to the broker.
 const framePatience = 10 * time.Second
 
+// contentCache is how many bytes of content are held in memory for devices that pull
+// the same.
+const contentCache = 64 << 20
+
 // newSender returns what gives content to devices.
 func (f *Fleet) newSender() *transfer.Sender {
 	o := transfer.SenderOptions{
 		Open:     f.openFor,
 		Send:     f.sendFrame,
 		Meter:    f.meter,
+		Cache:    contentCache,
 		MaxFrame: wire.MaxPacket,
 		Log:      f.log,
 	}

@@ -152,17 +152,26 @@ func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
 	})
 }
 
-// preparePair does so for files of the same path.
+// preparePair does so for files that have the same path or are what the engine loads,
+// as devices do when they look for bases.
 func (f *Fleet) preparePair(v, deployed atelier.Version) {
+	const entry = "\x00" // no path
 	old := map[string]atelier.Digest{}
 	for _, variant := range deployed.Variants {
 		for _, file := range variant.Files {
 			old[variant.Kind+" "+file.Path] = file.Digest
+			if file.Path == variant.Entry {
+				old[variant.Kind+entry] = file.Digest
+			}
 		}
 	}
 	for _, variant := range v.Variants {
 		for _, file := range variant.Files {
-			if base, ok := old[variant.Kind+" "+file.Path]; ok && base != file.Digest {
+			base, ok := old[variant.Kind+" "+file.Path]
+			if !ok && file.Path == variant.Entry {
+				base, ok = old[variant.Kind+entry]
+			}
+			if ok && base != file.Digest {
 				f.differences.Prepare(file.Digest, base)
 			}
 		}

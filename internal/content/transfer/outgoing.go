@@ -20,7 +20,9 @@ type outgoing struct {
 	maxFrame int
 	ahead    int64 // most bytes to send beyond what was sent when the want came
 
-	done chan struct{} // closed when it was dropped
+	done    chan struct{} // closed when it was dropped
+	blocks  *blockCache   // where chunks are looked for first; may be nil
+	spoiled func()        // called where a difference is found damaged; may be nil
 
 	mu      sync.Mutex
 	waited  bool // long enough for a difference
@@ -189,15 +191,29 @@ func (t *outgoing) frame() ([]byte, int, error) {
 	if n == 0 {
 		return nil, 0, nil
 	}
-	at := t.plan.chunks[d.chunk].Start + d.offset
-	b, err := encodeData(t.id, d, n, func(p []byte) error { return readFull(blob, p, at) })
+	b, err := encodeData(t.id, d, n, func(p []byte) error { return t.read(p, blob, t.plan.chunks[d.chunk], d.offset) })
 	if err != nil && t.dropped() {
 		return nil, 0, nil
+	}
+	if atelier.CodeOf(err) == atelier.Corrupt {
+		return nil, 0, err
 	}
 	if err != nil {
 		return nil, 0, atelier.Errorf(atelier.Internal, "cannot read content %s: %w", t.digest, err)
 	}
 	return b, n, nil
+}
+
+// read reads len(p) bytes at offset off of a chunk.
+func (t *outgoing) read(p []byte, blob Blob, c chunk, off int64) error {
+	if t.blocks == nil || !t.blocks.holds(c.Len()) {
+		return readFull(blob, p, c.Start+off)
+	}
+	d := t.digest
+	if t.plan.way == wayDifference {
+		d = t.plan.difference
+	}
+	return t.blocks.read(d, blob, c, p, off)
 }
 
 // advance takes the next piece off the ranges: within one chunk, and no larger

@@ -37,6 +37,10 @@ type SenderOptions struct {
 	Meter func(peer string, d atelier.Digest, way string, bytes int)
 	Log   *slog.Logger // nil for none
 
+	// Cache is how many bytes of chunks are kept in memory, for peers that pull the
+	// same content at about the same time; such chunks are verified when they are
+	// read. 0 for none: each frame is read on its own.
+	Cache     int64
 	MaxFrame  int           // largest frame in bytes; DefaultMaxFrame
 	Window    int64         // most bytes sent ahead to one transfer; 8 MiB
 	Transfers int           // most transfers at once, each with an open blob; 1024
@@ -50,10 +54,11 @@ type SenderOptions struct {
 // be lost at any time: the peer opens it anew. Its methods are safe for
 // concurrent use.
 type Sender struct {
-	opts  SenderOptions
-	plans *planCache
-	opens chan *outgoing // asked for, to be authorised and planned
-	ready chan *outgoing // something may be sent; each transfer at most once
+	opts   SenderOptions
+	plans  *planCache
+	blocks *blockCache    // nil for none
+	opens  chan *outgoing // asked for, to be authorised and planned
+	ready  chan *outgoing // something may be sent; each transfer at most once
 
 	waits sync.WaitGroup // transfers that wait for a difference; only Run's goroutines begin one
 
@@ -89,9 +94,14 @@ func NewSender(o SenderOptions) *Sender {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	var blocks *blockCache
+	if o.Cache > 0 {
+		blocks = newBlockCache(o.Cache)
+	}
 	return &Sender{
-		opts:  o,
-		plans: newPlanCache(o.Plans),
+		opts:   o,
+		blocks: blocks,
+		plans:  newPlanCache(o.Plans),
 		// A transfer is in each queue at most once, also one that was dropped
 		// before its turn came; hence twice the number.
 		opens: make(chan *outgoing, 2*o.Transfers),
@@ -191,6 +201,7 @@ func (s *Sender) asked(peer string, id uint64, o openFrame) {
 			s.peers[peer] = map[uint64]*outgoing{}
 		}
 		t = newOutgoing(peer, id, o, s.opts)
+		t.blocks = s.blocks
 		s.peers[peer][id] = t
 		s.count++
 	}
@@ -314,7 +325,7 @@ func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pen
 	if d != nil {
 		plan, err := s.plan(ctx, planKey{d.Digest, wayDifference, chunkLength(d.Blob.Size(), t.maxFrame-planTail)}, d.Blob)
 		if err == nil {
-			plan.recipe = recipe{d.Digest, d.Bases}
+			plan.recipe, t.spoiled = recipe{d.Digest, d.Bases}, d.Spoiled
 			return d.Blob, plan, pending, blob.Close()
 		}
 		s.opts.Log.Warn("a difference cannot be sent; the content is sent as it is", "peer", t.peer, "digest", t.digest, "error", err)
@@ -363,6 +374,9 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		frame, n, err := t.frame()
 		if err != nil {
 			t.rest()
+			if t.plan.way == wayDifference && t.spoiled != nil && atelier.CodeOf(err) == atelier.Corrupt {
+				t.spoiled()
+			}
 			s.refuse(t, err)
 			return
 		}
