@@ -230,6 +230,9 @@ func (f *Fetcher) bases(ctx context.Context, file atelier.File) []atelier.Digest
 	}
 	read := 0
 	for _, d := range f.opts.Bases(file) {
+		if has, err := f.store.Has(d); err != nil || !has {
+			continue
+		}
 		f.mu.Lock()
 		known := f.sound[d]
 		f.mu.Unlock()
@@ -243,9 +246,7 @@ func (f *Fetcher) bases(ctx context.Context, file atelier.File) []atelier.Digest
 			}
 			f.markSound(d)
 		}
-		if has, err := f.store.Has(d); has && err == nil {
-			sound = append(sound, d)
-		}
+		sound = append(sound, d)
 	}
 	return sound
 }
