@@ -224,7 +224,12 @@ func (w *world) fetchOn(c []byte, bases ...[]byte) (Arrival, error) {
 // hold puts c into the receiver's store.
 func (w *world) hold(c []byte) {
 	w.t.Helper()
-	in, err := w.store.Writer("")
+	hold(w.t, w.store, c)
+}
+
+func hold(t *testing.T, s *content.Store, c []byte) {
+	t.Helper()
+	in, err := s.Writer("")
 	if err == nil {
 		_, err = in.Write(c)
 	}
@@ -232,7 +237,7 @@ func (w *world) hold(c []byte) {
 		_, err = in.Commit(atelier.DigestOf(c), int64(len(c)))
 	}
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
