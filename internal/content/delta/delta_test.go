@@ -53,8 +53,8 @@ func roundTrip(t *testing.T, target File, bases ...File) (Result, []byte) {
 
 func contents(t *testing.T, f File) []byte {
 	t.Helper()
-	b, err := read(f.Content, 0, f.Size)
-	if err != nil {
+	b := make([]byte, f.Size)
+	if err := readAt(f.Content, b, 0); err != nil {
 		t.Fatal(err)
 	}
 	return b

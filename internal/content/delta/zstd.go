@@ -4,17 +4,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// The method "zstd": one Zstandard frame (RFC 8878), with a range of a base as its
-// raw dictionary. Parameters: the place in a base, or none, and its length before
-// it.
-
+// dictID is what names the raw dictionary within a Zstandard frame (RFC 8878).
 const dictID = 1
 
 // zstdEncode returns the code of target, with old as dictionary.
 func zstdEncode(target, old []byte) ([]byte, error) {
 	o := []zstd.EOption{
 		zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(maxWindow), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true),
+		zstd.WithWindowSize(2 * maxWindow), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true),
 	}
 	if len(old) > 0 {
 		o = append(o, zstd.WithEncoderDictRaw(dictID, old))
@@ -31,7 +28,7 @@ func zstdEncode(target, old []byte) ([]byte, error) {
 func zstdDecode(code, old []byte, length int64) ([]byte, error) {
 	o := []zstd.DOption{
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(uint64(max(length, 1))), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderMaxMemory(uint64(max(length, 1))), zstd.WithDecoderMaxWindow(2 * maxWindow), zstd.WithDecodeAllCapLimit(true),
 	}
 	if len(old) > 0 {
 		o = append(o, zstd.WithDecoderDictRaw(dictID, old))
@@ -43,45 +40,10 @@ func zstdDecode(code, old []byte, length int64) ([]byte, error) {
 	defer d.Close()
 	out, err := d.DecodeAll(code, make([]byte, 0, length))
 	if err != nil {
-		return nil, corrupt("a segment of it does not decode: %w", err)
+		return nil, corrupt("a frame of it does not decode: %w", err)
 	}
 	if int64(len(out)) != length {
-		return nil, corrupt("a segment of it holds %d bytes, %d were expected", len(out), length)
+		return nil, corrupt("a frame of it holds %d bytes, %d were expected", len(out), length)
 	}
 	return out, nil
-}
-
-// zstd reads and writes a segment of the method.
-func (d *decoder) zstd(length int64) error {
-	if length > maxWindow {
-		return corrupt("a segment of it has %d bytes, at most %d were expected", length, maxWindow)
-	}
-	n, err := d.in.uvarint(maxWindow, "the length of a dictionary")
-	if err != nil {
-		return err
-	}
-	var old []byte
-	if n > 0 {
-		from, err := d.at.read(d.in, n, false)
-		if err != nil {
-			return err
-		}
-		old = make([]byte, n)
-		if err := d.readBase(old, from); err != nil {
-			return err
-		}
-	}
-	size, err := d.in.uvarint(length, "the length of a code")
-	if err != nil {
-		return err
-	}
-	code := make([]byte, size)
-	if err := d.in.full(code); err != nil {
-		return err
-	}
-	out, err := zstdDecode(code, old, length)
-	if err != nil {
-		return err
-	}
-	return d.write(out)
 }

@@ -1,0 +1,239 @@
+package delta
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// octets codes bytes that are no floating-point numbers: the text of a graph,
+// integers, quantised blocks. It predicts each bit from what followed the same
+// bytes before, from the longest match in a base or in its own past, and from the
+// bytes one stride before (context mixing, as in Mahoney's lpaq).
+type octets struct {
+	c      *coder
+	stride int    // bytes of an element or of a row
+	begin  int    // where the part starts in buf
+	buf    []byte // ranges of bases, each with the part that was coded against it
+	deep   bool   // with contexts of several bytes
+
+	hashed []history // the contexts of h share it
+	said   [][]counter
+	first  []counter // by the byte before
+	expect []counter // by the byte expected
+	length []counter // by how long the match is
+	mix    *mixer
+
+	ptr    int // the byte in buf that is expected next; none where it is no index
+	run    int // how many bytes before ptr were right
+	missed int // by how much the last expectation was wrong
+	seen   []int32
+	word   uint32 // hash of the letters just before
+	h      []uint32
+	slots  []uint32
+}
+
+const (
+	matchFrom = 6 // the bytes that a match is found by
+	matchBits = 18
+)
+
+// newOctets makes octets with 2^table entries for contexts.
+func newOctets(c *coder, table uint, deep bool) *octets {
+	o := &octets{
+		c: c, deep: deep, stride: 1,
+		buf:    make([]byte, 0, maxText), // what is not used never becomes resident
+		hashed: make([]history, 1<<table),
+		first:  counters(256 * 256),
+		expect: counters(256 * 256),
+		length: counters(32 * 2),
+		mix:    newMixer(256+16, 1<<16*3/10, 8),
+	}
+	contexts := 3
+	if deep {
+		contexts = 9
+		o.seen = make([]int32, 1<<matchBits)
+	}
+	for range contexts {
+		o.said = append(o.said, counters(256))
+	}
+	o.h, o.slots = make([]uint32, contexts), make([]uint32, contexts)
+	return o
+}
+
+// start begins a part of n bytes that is compared with so many of a base, and
+// returns where those go; nil where there is no room left.
+func (o *octets) start(base, n, stride int) ([]byte, bool) {
+	if !o.deep {
+		o.buf, o.stride = o.buf[:0], stride // no context reaches into the part before
+	}
+	at := len(o.buf)
+	if at+base+n > cap(o.buf) {
+		return nil, false
+	}
+	o.buf = o.buf[:at+base]
+	o.begin = len(o.buf)
+	if base > 0 || !o.deep {
+		o.ptr, o.run = at, 0
+	}
+	return o.buf[at:], true
+}
+
+// learnBase notes what can be found in the range of the base.
+func (o *octets) learnBase(n int) {
+	if o.deep {
+		for i := max(o.begin-n, 0) + matchFrom; i <= o.begin; i++ {
+			o.seen[o.place(i)] = int32(i)
+		}
+	}
+}
+
+// place returns where a match for the bytes before i is noted.
+func (o *octets) place(i int) uint32 {
+	b := o.buf[i-matchFrom : i]
+	v := uint64(binary.LittleEndian.Uint32(b)) | uint64(b[4])<<32 | uint64(b[5])<<40
+	return uint32(v * 0x9e3779b97f4a7c15 >> (64 - matchBits))
+}
+
+// code codes all bytes of b, or decodes into it.
+func (o *octets) code(b []byte) {
+	for i := range b {
+		b[i] = o.octet(b[i])
+	}
+}
+
+// back returns the byte k before the next.
+func (o *octets) back(k int) uint32 {
+	if k > len(o.buf) {
+		return 0
+	}
+	return uint32(o.buf[len(o.buf)-k])
+}
+
+// contexts hashes what the next byte is predicted by.
+func (o *octets) contexts(expected uint32) {
+	column := uint32((len(o.buf) - o.begin) % o.stride)
+	above, before := o.back(o.stride), o.back(1)
+	o.h[0] = above<<8 | column<<16
+	o.h[1] = expected<<8 | uint32(o.missed&0xff)<<16 | 1<<24
+	o.h[2] = expected<<8 | before<<16 | 2<<24
+	if o.deep {
+		c4 := o.back(4)<<24 | o.back(3)<<16 | o.back(2)<<8 | before
+		c8 := o.back(6)<<8 | o.back(5)
+		o.h[3] = (c4 & 0xffff) * 0x2c1b3c6d
+		o.h[4] = (c4&0xffffff + 3) * 0x85ebca6b
+		o.h[5] = (c4 + 5) * 0xc2b2ae35
+		o.h[6] = (c4+7)*0x27d4eb2f + c8*0x165667b1
+		o.h[7] = (o.word + 11) * 0x2545f491
+		o.h[8] = (expected | uint32(min(o.run, 31))<<8 | before<<16) * 0x1b873593
+	}
+}
+
+// octet codes one byte.
+func (o *octets) octet(v byte) byte {
+	expected, known := 0, o.ptr >= 0 && o.ptr < len(o.buf)
+	if known {
+		expected = int(o.buf[o.ptr])
+	}
+	o.contexts(uint32(expected))
+	before := o.back(1)
+	first, expect := o.first[before<<8:][:256], o.expect[expected<<8:][:256]
+	bucket := min(bits.Len(uint(o.run)), 15)
+	mask := uint32(len(o.hashed) - 1)
+	at := 1
+	for bit := 7; bit >= 0; bit-- {
+		if bit == 7 || bit == 3 {
+			for i, h := range o.h {
+				h = (h + uint32(at)*0x9e3779b1) * 0x85ebca6b
+				h ^= h >> 15
+				o.slots[i] = h * 0xc2b2ae35 >> 7 << 4 & mask // sixteen in a row serve four bits
+			}
+		}
+		node := uint32(at)
+		if bit < 4 {
+			node = uint32(at)&(1<<(3-bit)-1) | 1<<(3-bit)
+		}
+		for i, s := range o.slots {
+			o.mix.add(o.said[i][o.hashed[s+node]].stretch())
+		}
+		o.mix.add(first[at].stretch())
+		o.mix.add(expect[at].stretch())
+		set := at
+		var l *counter
+		if known && (expected|256)>>(bit+1) == at {
+			l = &o.length[lengthOf(o.run)<<1|expected>>bit&1]
+			o.mix.add(l.stretch())
+			set = 256 + bucket
+		}
+		b := o.mix.mix(o.c, int(v>>bit)&1, set)
+		for i, s := range o.slots {
+			h := &o.hashed[s+node]
+			o.said[i][*h].update(b, settled)
+			h.update(b)
+		}
+		first[at].update(b, 255)
+		expect[at].update(b, 255)
+		if l != nil {
+			l.update(b, settled)
+		}
+		at = at<<1 | b
+	}
+	v = byte(at)
+	o.learn(v, known && int(v) == expected, int(v)-expected)
+	return v
+}
+
+// lengthOf puts the length of a match into one of 32 classes.
+func lengthOf(run int) int {
+	if run < 16 {
+		return run
+	}
+	return min(12+bits.Len(uint(run)), 31)
+}
+
+// learn takes v over as the past.
+func (o *octets) learn(v byte, right bool, missed int) {
+	o.missed = missed
+	o.buf = append(o.buf, v)
+	if right {
+		o.run++
+	} else {
+		o.run = 0
+	}
+	if o.ptr >= 0 {
+		o.ptr++ // also where it was wrong: bytes that changed in place are the rule
+	}
+	if c := v | 0x20; c >= 'a' && c <= 'z' {
+		o.word = (o.word + uint32(c)) * 0x2f0b4c47
+	} else {
+		o.word = 0
+	}
+	if o.deep && len(o.buf) >= matchFrom {
+		p := o.place(len(o.buf))
+		if at := int(o.seen[p]); at > 0 && o.run < 8 && at != o.ptr {
+			n := 0
+			for n < 32 && n < at && o.buf[at-1-n] == o.buf[len(o.buf)-1-n] {
+				n++
+			}
+			if n >= matchFrom && n > o.run {
+				o.ptr, o.run = at, n
+			}
+		}
+		o.seen[p] = int32(len(o.buf))
+	}
+}
+
+// history is the last bits, seven at most, that were seen in a context, behind a
+// leading 1; 0 is none.
+type history uint8
+
+func (h *history) update(bit int) {
+	v := uint32(*h)
+	if v == 0 {
+		v = 1
+	}
+	v = v<<1 | uint32(bit)
+	if v > 255 {
+		v = v&127 | 128
+	}
+	*h = history(v)
+}
