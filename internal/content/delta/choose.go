@@ -1,7 +1,6 @@
 package delta
 
 import (
-	"context"
 	"math/bits"
 )
 
@@ -81,7 +80,7 @@ func (p piece) candidates() (out []part) {
 }
 
 // choose returns the piece as the part that comes out smallest on a sample.
-func (e *encoder) choose(ctx context.Context, p piece) (part, error) {
+func (w *worker) choose(p piece) (part, error) {
 	if p.copied {
 		return part{method: methodCopy, at: p.at, length: p.length, from: p.aligned[0]}, nil
 	}
@@ -94,7 +93,7 @@ func (e *encoder) choose(ctx context.Context, p piece) (part, error) {
 			if p.length%int64(k.width) != 0 {
 				continue
 			}
-			shift, err := e.zeros(candidate)
+			shift, err := w.zeros(candidate)
 			if err != nil {
 				return best, err
 			}
@@ -106,7 +105,7 @@ func (e *encoder) choose(ctx context.Context, p piece) (part, error) {
 		if try.from.base >= 0 {
 			try.from = try.from.cut(skip, tried, try.method == methodText)
 		}
-		s, err := e.code(ctx, []part{try}, tableFor(tried))
+		s, err := w.code([]part{try}, tableFor(tried))
 		if err != nil {
 			return best, err
 		}
@@ -129,13 +128,13 @@ func (p place) cut(skip, n int64, text bool) place {
 
 // zeros returns how many of the lowest bits are zero in all numbers of a part, as
 // they are in numbers that came from a narrower type.
-func (e *encoder) zeros(p part) (uint, error) {
+func (w *worker) zeros(p part) (uint, error) {
 	k := kinds[p.method]
 	var block [8 << 10]byte
 	all := uint64(0)
 	for done := int64(0); done < p.length && all&1 == 0; {
 		b := block[:min(p.length-done, int64(len(block)))]
-		if err := readAt(e.target.Content, b, p.at+done); err != nil {
+		if err := readAt(w.target.Content, b, p.at+done); err != nil {
 			return 0, err
 		}
 		for i := 0; i < len(b); i += k.width {

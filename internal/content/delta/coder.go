@@ -12,15 +12,14 @@ type coder struct {
 	raw    bitRow // bits that no model predicts, kept apart because that is faster
 }
 
-func newEncoder() *coder { return &coder{x2: ^uint64(0)} }
-
-// newDecoder reads what close gave.
-func newDecoder(code, raw []byte) *coder {
-	c := &coder{x2: ^uint64(0), decode: true, b: code, raw: bitRow{b: raw}}
-	for range 8 {
-		c.x = c.x<<8 | uint64(c.next())
+// reset begins to encode, or to decode what close gave.
+func (c *coder) reset(decode bool, code, raw []byte) {
+	*c = coder{x2: ^uint64(0), decode: decode, b: code, raw: bitRow{b: raw}}
+	if decode {
+		for range 8 {
+			c.x = c.x<<8 | uint64(c.next())
+		}
 	}
-	return c
 }
 
 func (c *coder) next() byte {

@@ -52,7 +52,9 @@ type decoder struct {
 	left  int64 // bytes of the target still to come
 	bases []io.ReaderAt
 	sizes []int64
-	held  sealed // whose memory the next segment takes over
+	// What the next segment takes the memory of.
+	held   sealed
+	models *segment
 }
 
 func (d *decoder) close() {
@@ -114,9 +116,13 @@ func (d *decoder) segment() error {
 	if d.held, err = d.in.sealed(d.held); err != nil {
 		return err
 	}
-	s := newSegment(newDecoder(d.held.code, d.held.raw), d.held.table, d.sizes)
-	s.base = func(b []byte, from place) error { return readBase(d.bases[from.base], b, from.offset) }
-	s.save = d.write
+	if d.models == nil {
+		d.models = newSegment(d.sizes)
+		d.models.base = func(b []byte, from place) error { return readBase(d.bases[from.base], b, from.offset) }
+		d.models.save = d.write
+	}
+	s := d.models
+	s.reset(d.held.table, true, d.held.code, d.held.raw)
 	for {
 		p, err := s.head(part{}, d.left)
 		if err != nil {

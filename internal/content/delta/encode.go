@@ -128,8 +128,9 @@ func (e *encoder) segments(ctx context.Context, cancel func(), groups [][]piece,
 	})
 	for range workers {
 		running.Go(func() {
+			w := e.worker(ctx)
 			for i := range jobs {
-				done[i] <- e.segment(ctx, groups[i])
+				done[i] <- w.segment(groups[i])
 			}
 		})
 	}
@@ -153,47 +154,61 @@ func (e *encoder) segments(ctx context.Context, cancel func(), groups [][]piece,
 	return nil
 }
 
+// worker codes segments, one after the other.
+type worker struct {
+	target File
+	models *segment
+	at     int64 // where the target is read next
+}
+
+func (e *encoder) worker(ctx context.Context) *worker {
+	w := &worker{target: e.target}
+	sizes := make([]int64, len(e.bases))
+	for i, b := range e.bases {
+		sizes[i] = b.Size
+	}
+	w.models = newSegment(sizes)
+	w.models.base = func(b []byte, from place) error { return readAt(e.bases[from.base].Content, b, from.offset) }
+	w.models.load = func(b []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := readAt(w.target.Content, b, w.at)
+		w.at += int64(len(b))
+		return err
+	}
+	return w
+}
+
 // segment codes the pieces of one segment, each by the method that is smallest.
-func (e *encoder) segment(ctx context.Context, pieces []piece) (m made) {
+func (w *worker) segment(pieces []piece) (m made) {
 	octets, text := int64(0), int64(0)
 	for _, p := range pieces {
-		chosen, err := e.choose(ctx, p)
+		chosen, err := w.choose(p)
 		if err != nil {
 			return made{err: err}
 		}
 		if chosen.method == methodText {
-			if text+chosen.length+max(chosen.from.length, 0) > maxText {
+			if text+chosen.length+chosen.from.length > maxText {
 				chosen.from = nowhere
 			}
-			text += chosen.length + max(chosen.from.length, 0)
+			text += chosen.length + chosen.from.length
 		}
 		if chosen.method == methodText || chosen.method == methodGrid {
 			octets += chosen.length
 		}
 		m.parts = append(m.parts, chosen)
 	}
-	m.sealed, m.err = e.code(ctx, m.parts, tableFor(octets))
+	m.sealed, m.err = w.code(m.parts, tableFor(octets))
 	return m
 }
 
 // code codes parts as a segment.
-func (e *encoder) code(ctx context.Context, parts []part, table uint) (sealed, error) {
-	s := newSegment(newEncoder(), table, nil)
-	for _, b := range e.bases {
-		s.sizes = append(s.sizes, b.Size)
-	}
-	s.base = func(b []byte, from place) error { return readAt(e.bases[from.base].Content, b, from.offset) }
-	at := int64(0)
-	s.load = func(b []byte) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := readAt(e.target.Content, b, at)
-		at += int64(len(b))
-		return err
-	}
+func (w *worker) code(parts []part, table uint) (sealed, error) {
+	s := w.models
+	s.reset(table, false, nil, nil)
 	for _, p := range parts {
-		at = p.at
+		w.at = p.at
 		if _, err := s.head(p, p.length); err != nil {
 			return sealed{}, err
 		}

@@ -3,6 +3,7 @@ package delta
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 )
 
 // kind says how floating-point numbers lie in their bits: a sign, an exponent, a
@@ -17,10 +18,10 @@ func (k kind) mantissa() uint { return uint(8*k.width) - 1 - k.exponent }
 var kinds = [methods]kind{methodFP16: {2, 5}, methodBF16: {2, 8}, methodFP32: {4, 8}, methodFP64: {8, 11}}
 
 const (
-	classes  = 64   // the lengths in bits that a difference can have, and more
-	topBits  = 3    // how many bits behind the leading one are worth a model
-	settled  = 1023 // the limit of counters that shall remember everything
-	oneMixed = 1 << 16 / 3
+	classes  = 64          // the lengths in bits that a difference can have, and more
+	topBits  = 3           // how many bits behind the leading one are worth a model
+	settled  = 1023        // the limit of counters that shall remember everything
+	oneThird = 1 << 16 / 3 // the weights of three predictions at first
 )
 
 // floats codes floating-point numbers.
@@ -39,12 +40,12 @@ type floats struct {
 	mantissa uint // bits of it that are coded
 
 	class     [3][]counter // by the base's exponent, by the class expected, by the class before
-	classMix  *mixer
+	classMix  mixer
 	direction []counter
 	flip      []counter
 	top       []counter
 	exponent  [4][]counter // by the base's, by the one before, by their mean, by nothing
-	mixes     [2]*mixer    // of exponents: with and without a base
+	mixes     [2]mixer     // of exponents: with and without a base
 	repeat    []counter
 
 	scale   int32  // running mean of the exponents of differences, in 1/16
@@ -58,20 +59,29 @@ type floats struct {
 
 func newFloats(c *coder, k kind) *floats {
 	e := 1 << k.exponent
-	f := &floats{
+	return &floats{
 		c: c, kind: k,
-		class:     [3][]counter{counters(2 * e * 2 * classes), counters(1024 * 2 * classes), counters(classes * 16 * 2 * classes)},
-		classMix:  newMixer(2*classes, oneMixed, 2),
-		direction: counters(16 * classes),
-		flip:      counters(e),
-		top:       counters(64 * 1 << topBits),
-		exponent:  [4][]counter{counters(128 * e), counters(128 * e), counters(256 * e), counters(e)},
-		mixes:     [2]*mixer{newMixer(e, oneMixed, 2), newMixer(e, oneMixed, 2)},
-		repeat:    counters(256),
-		scale:     int32(e/2) << 4,
-		mean:      int32(e/2) << 4,
+		class:     [3][]counter{make([]counter, 2*e*2*classes), make([]counter, 1024*2*classes), make([]counter, classes*16*2*classes)},
+		classMix:  newMixer(2*classes, oneThird, 2),
+		direction: make([]counter, 16*classes),
+		flip:      make([]counter, e),
+		top:       make([]counter, 64<<topBits),
+		exponent:  [4][]counter{make([]counter, 128*e), make([]counter, 128*e), make([]counter, 256*e), make([]counter, e)},
+		mixes:     [2]mixer{newMixer(e, oneThird, 2), newMixer(e, oneThird, 2)},
+		repeat:    make([]counter, 256),
 	}
-	return f
+}
+
+// reset forgets everything.
+func (f *floats) reset() {
+	for _, t := range slices.Concat(f.class[:], f.exponent[:], [][]counter{f.direction, f.flip, f.top, f.repeat}) {
+		fill(t)
+	}
+	f.classMix.reset()
+	f.mixes[0].reset()
+	f.mixes[1].reset()
+	f.scale, f.mean = 1<<f.kind.exponent/2<<4, 1<<f.kind.exponent/2<<4
+	f.zeros, f.before, f.lastE, f.last, f.repeats = 0, 0, 0, 0, 0
 }
 
 // start begins a part whose numbers have shift zero bits at their end.
@@ -235,7 +245,7 @@ func (f *floats) exponentOf(e, which, hint int) int {
 	t0 := f.exponent[which][(hint&127)*size:][:size]
 	t1 := f.exponent[2][int(f.mean>>2&255)*size:][:size]
 	t2 := f.exponent[3]
-	mix := f.mixes[which]
+	mix := &f.mixes[which]
 	at := 1
 	for l := int(f.kind.exponent) - 1; l >= 0; l-- {
 		a, b, c := &t0[at], &t1[at], &t2[at]

@@ -35,10 +35,10 @@ const (
 
 // The bounds on what a segment holds. They are what bounds the decoder's memory.
 const (
-	maxPart   = 4 << 20  // bytes of a part that is not copied
-	maxCode   = 6 << 20  // bytes of a segment's code and plain bits together
-	maxWindow = 4 << 20  // bytes of a base that a part is predicted from at once
-	maxText   = 12 << 20 // bytes of all text of a segment, and of the bases it is predicted from
+	maxPart   = 4 << 20 // bytes of a part that is not copied
+	maxCode   = 6 << 20 // bytes of a segment's code and plain bits together
+	maxWindow = 4 << 20 // bytes of a base that a part is predicted from at once
+	maxText   = 8 << 20 // bytes of all text of a segment, and of the bases it is predicted from
 	// minSegment is what every segment but the last brings at least, so that a
 	// difference cannot make work by many segments that bring nothing.
 	minSegment = 1 << 20

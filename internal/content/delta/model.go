@@ -42,36 +42,18 @@ func (c *counter) update(bit int, limit uint32) {
 	*c = counter(p<<10 | n)
 }
 
-func fill(t []counter) []counter {
+// fill makes counters new.
+func fill(t []counter) {
 	for i := range t {
 		t[i] = half
 	}
-	return t
 }
-
-func counters(n int) []counter { return fill(make([]counter, n)) }
 
 // adaptive codes a bit by one counter.
 func (c *coder) adaptive(bit int, t *counter, limit uint32) int {
 	bit = c.bit(bit, t.p())
 	t.update(bit, limit)
 	return bit
-}
-
-// brief is a counter of half the size, for tables of which most entries are used a
-// few times only: 12 bits of probability, 4 bits of count.
-type brief uint16
-
-func (c brief) stretch() int32 { return int32(stretched[c>>4]) }
-
-func (c *brief) update(bit int) {
-	v := int32(*c)
-	n, p := v&15, v>>4
-	p += ((int32(bit)<<12 - int32(bit) - p) * int32(recip[n])) >> 16
-	if n < 15 {
-		n++
-	}
-	*c = brief(p<<4 | n)
 }
 
 // The logistic domain: 256 units are 1. Everything is integers, since floating
@@ -112,18 +94,21 @@ const inputs = 12
 // right (logistic mixing, as in Mahoney's PAQ).
 type mixer struct {
 	weights []int32 // inputs per set, in units of 2^-16
-	rate    int32
+	first   int32   // what they start with
+	rate    int32   // how fast they follow
 	n       int
 	x       [inputs]int32
 }
 
-// newMixer makes a mixer with sets of weights that all start at first.
-func newMixer(sets int, first, rate int32) *mixer {
-	m := &mixer{weights: make([]int32, sets*inputs), rate: rate}
+func newMixer(sets int, first, rate int32) mixer {
+	return mixer{weights: make([]int32, sets*inputs), first: first, rate: rate}
+}
+
+// reset makes the weights new.
+func (m *mixer) reset() {
 	for i := range m.weights {
-		m.weights[i] = first
+		m.weights[i] = m.first
 	}
-	return m
 }
 
 // add gives the mixer a prediction, in the logistic domain, for the bit that mix

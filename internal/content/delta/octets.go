@@ -3,6 +3,7 @@ package delta
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 )
 
 // octets codes bytes that are no floating-point numbers: the text of a graph,
@@ -17,11 +18,11 @@ type octets struct {
 	deep   bool   // with contexts of several bytes
 
 	hashed []history // the contexts of h share it
-	said   [][]counter
+	said   []counter // what a history tells, per context
 	first  []counter // by the byte before
 	expect []counter // by the byte expected
 	length []counter // by how long the match is
-	mix    *mixer
+	mix    mixer
 
 	ptr    int // the byte in buf that is expected next; none where it is no index
 	run    int // how many bytes before ptr were right
@@ -37,27 +38,39 @@ const (
 	matchBits = 18
 )
 
-// newOctets makes octets with 2^table entries for contexts.
-func newOctets(c *coder, table uint, deep bool) *octets {
+func newOctets(c *coder, deep bool) *octets {
 	o := &octets{
-		c: c, deep: deep, stride: 1,
-		buf:    make([]byte, 0, maxText), // what is not used never becomes resident
-		hashed: make([]history, 1<<table),
-		first:  counters(256 * 256),
-		expect: counters(256 * 256),
-		length: counters(32 * 2),
+		c: c, deep: deep,
+		first:  make([]counter, 256*256),
+		expect: make([]counter, 256*256),
+		length: make([]counter, 32*2),
 		mix:    newMixer(256+16, 1<<16*3/10, 8),
+		h:      make([]uint32, 3),
 	}
-	contexts := 3
 	if deep {
-		contexts = 9
+		o.h = make([]uint32, 9)
 		o.seen = make([]int32, 1<<matchBits)
 	}
-	for range contexts {
-		o.said = append(o.said, counters(256))
-	}
-	o.h, o.slots = make([]uint32, contexts), make([]uint32, contexts)
+	o.slots = make([]uint32, len(o.h))
+	o.said = make([]counter, 256*len(o.h))
 	return o
+}
+
+// reset forgets everything; the contexts get 2^table entries.
+func (o *octets) reset(table uint) {
+	if n := 1 << table; cap(o.hashed) < n {
+		o.hashed = make([]history, n)
+	} else {
+		o.hashed = o.hashed[:n]
+		clear(o.hashed)
+	}
+	fill(o.first)
+	fill(o.expect)
+	fill(o.length)
+	fill(o.said)
+	o.mix.reset()
+	clear(o.seen)
+	o.buf, o.stride, o.ptr, o.run, o.missed, o.word = o.buf[:0], 1, -1, 0, 0, 0
 }
 
 // start begins a part of n bytes that is compared with so many of a base, and
@@ -67,13 +80,15 @@ func (o *octets) start(base, n, stride int) ([]byte, bool) {
 		o.buf, o.stride = o.buf[:0], stride // no context reaches into the part before
 	}
 	at := len(o.buf)
-	if at+base+n > cap(o.buf) {
+	if at+base+n > maxText {
 		return nil, false
 	}
-	o.buf = o.buf[:at+base]
+	o.buf = slices.Grow(o.buf, base+n)[:at+base]
 	o.begin = len(o.buf)
-	if base > 0 || !o.deep {
+	if base > 0 {
 		o.ptr, o.run = at, 0
+	} else if !o.deep {
+		o.ptr, o.run = -1, 0
 	}
 	return o.buf[at:], true
 }
@@ -153,7 +168,7 @@ func (o *octets) octet(v byte) byte {
 			node = uint32(at)&(1<<(3-bit)-1) | 1<<(3-bit)
 		}
 		for i, s := range o.slots {
-			o.mix.add(o.said[i][o.hashed[s+node]].stretch())
+			o.mix.add(o.said[i<<8|int(o.hashed[s+node])].stretch())
 		}
 		o.mix.add(first[at].stretch())
 		o.mix.add(expect[at].stretch())
@@ -167,7 +182,7 @@ func (o *octets) octet(v byte) byte {
 		b := o.mix.mix(o.c, int(v>>bit)&1, set)
 		for i, s := range o.slots {
 			h := &o.hashed[s+node]
-			o.said[i][*h].update(b, settled)
+			o.said[i<<8|int(*h)].update(b, settled)
 			h.update(b)
 		}
 		first[at].update(b, 255)

@@ -17,7 +17,6 @@ const (
 	methodEnd  method = iota // behind the last part of a segment
 	methodCopy               // bytes of a base as they are
 	methodRaw                // bytes as they are
-	methodZstd               // a Zstandard frame, with bytes of a base as its dictionary
 	methodText               // octets, with contexts of several bytes
 	methodGrid               // octets of elements or rows of a fixed length
 	methodFP16
@@ -28,7 +27,7 @@ const (
 )
 
 var methodNames = [methods]string{
-	methodCopy: "copy", methodRaw: "raw", methodZstd: "zstd", methodText: "text", methodGrid: "grid",
+	methodCopy: "copy", methodRaw: "raw", methodText: "text", methodGrid: "grid",
 	methodFP16: "FP16", methodBF16: "BF16", methodFP32: "FP32", methodFP64: "FP64",
 }
 
@@ -45,7 +44,7 @@ type part struct {
 	method method
 	length int64
 	// from is what is copied, or what the part is predicted from; its length is
-	// the part's own, except for text and zstd.
+	// the part's own, except for text.
 	from place
 	// detail is the stride of a grid, in bytes, or how many of the lowest bits of
 	// all floating-point numbers are zero.
@@ -56,27 +55,43 @@ type part struct {
 // segment codes parts with one coder and with models that go on from part to part.
 // Encoder and decoder run the same code: load fills a block of the target when
 // encoding, save takes it when decoding, both in the order of the target.
+//
+// One segment serves for many, one after the other: reset keeps the memory.
 type segment struct {
-	c     *coder
-	table uint
 	sizes []int64 // of the bases
 	base  func(b []byte, from place) error
 	load  func(b []byte) error
 	save  func(b []byte) error
-	sum   uint32 // of the target's bytes so far
+
+	c     coder
+	table uint   // bits of the table of contexts
+	sum   uint32 // CRC-32C of the target's bytes so far
 
 	last    method
 	behind  [MaxBases]int64 // the end of the place named last, per base
 	heads   []counter
-	numbers map[int][]counter
+	numbers []counter
 	floats  [methods]*floats
-	text    *octets
-	grid    *octets
-	block   [2][64 << 10]byte
+	octets  [methods]*octets
+	fresh   [methods]bool // which of the models were used since the reset
+	block   [2][32 << 10]byte
 }
 
-func newSegment(c *coder, table uint, sizes []int64) *segment {
-	return &segment{c: c, table: table, sizes: sizes, heads: counters(int(methods)*80 + 64), numbers: map[int][]counter{}}
+func newSegment(sizes []int64) *segment {
+	return &segment{
+		sizes:   sizes,
+		heads:   make([]counter, int(methods)*(16+64)+2*32),
+		numbers: make([]counter, kindsOfNumbers*64),
+	}
+}
+
+// reset begins another segment: with code and raw, one that is decoded.
+func (s *segment) reset(table uint, decode bool, code, raw []byte) {
+	s.c.reset(decode, code, raw)
+	s.table, s.sum, s.last = table, 0, methodEnd
+	s.behind, s.fresh = [MaxBases]int64{}, [methods]bool{}
+	fill(s.heads)
+	fill(s.numbers)
 }
 
 // symbol codes a number of n bits as a tree of adaptive bits.
@@ -88,14 +103,16 @@ func (s *segment) symbol(v int, n int, t []counter) int {
 	return at - 1<<n
 }
 
+// The kinds of numbers; lengths have one for each method.
+const (
+	kindMove = int(methods) + iota
+	kindFrom
+	kindsOfNumbers
+)
+
 // number codes any number that is not negative; kind tells what it stands for.
 func (s *segment) number(v int64, kind int) int64 {
-	t := s.numbers[kind]
-	if t == nil {
-		t = counters(64)
-		s.numbers[kind] = t
-	}
-	n := s.symbol(bits.Len64(uint64(v)), 6, t)
+	n := s.symbol(bits.Len64(uint64(v)), 6, s.numbers[kind*64:])
 	if n < 2 {
 		return int64(n)
 	}
@@ -103,18 +120,11 @@ func (s *segment) number(v int64, kind int) int64 {
 	return int64(s.c.plain(uint64(v)&(1<<low-1), low) | 1<<low)
 }
 
-// signed codes any number.
+// signed codes any number between -2^62 and 2^62.
 func (s *segment) signed(v int64, kind int) int64 {
-	u := s.number(int64(uint64(v)<<1^uint64(v>>63))&(1<<63-1), kind)
+	u := s.number((v<<1^v>>63)&(1<<63-1), kind)
 	return u>>1 ^ -(u & 1)
 }
-
-// The kinds of numbers; lengths have one for each method.
-const (
-	kindMove  = 100
-	kindFrom  = 101
-	kindTimes = 102
-)
 
 // head codes what a part is. left is what the target still lacks.
 func (s *segment) head(p part, left int64) (part, error) {
@@ -166,9 +176,9 @@ func (s *segment) place(p *part) error {
 		return corrupt("it names base %d of %d", p.from.base+1, len(s.sizes))
 	}
 	size := s.sizes[p.from.base]
-	if p.method == methodText || p.method == methodZstd {
+	if p.method == methodText {
 		p.from.length = s.number(p.from.length, kindFrom)
-		if p.from.length < 0 || p.from.length > maxWindow {
+		if p.from.length > maxWindow {
 			return corrupt("it looks at %d bytes of a base at once, %d are possible", p.from.length, maxWindow)
 		}
 	} else {
@@ -185,41 +195,50 @@ func (s *segment) place(p *part) error {
 
 // body codes the bytes of a part.
 func (s *segment) body(p part) error {
+	var f *floats
+	var o *octets
 	switch p.method {
+	case methodCopy, methodRaw:
 	case methodText, methodGrid:
-		return s.octets(p)
-	case methodZstd:
-		return s.zstd(p)
-	}
-	k, float := kinds[p.method], p.method >= methodFP16
-	f := s.floats[p.method]
-	if float && f == nil {
-		f = newFloats(s.c, k)
-		s.floats[p.method] = f
-	}
-	if float {
+		o = s.octetsOf(p.method)
+		old, ok := o.start(int(p.from.length), int(p.length), int(p.detail))
+		if !ok {
+			return corrupt("a segment of it holds more text than is possible")
+		}
+		if len(old) > 0 {
+			if err := s.base(old, p.from); err != nil {
+				return err
+			}
+			o.learnBase(len(old))
+		}
+	default:
+		f = s.floatsOf(p.method)
 		f.start(p.detail)
 	}
 	for p.length > 0 {
 		b := s.block[0][:min(p.length, int64(len(s.block[0])))]
 		var old []byte
-		if p.from.base >= 0 {
+		if p.from.base >= 0 && o == nil {
 			old = s.block[1][:len(b)]
 			if err := s.base(old, p.from); err != nil {
 				return err
 			}
 			p.from.offset += int64(len(b))
 		}
-		if p.method == methodCopy {
-			copy(b, old)
-		} else if err := s.fill(b); err != nil {
-			return err
+		if p.method != methodCopy {
+			if err := s.fill(b); err != nil {
+				return err
+			}
 		}
 		switch {
-		case float:
-			f.code(b, old)
+		case p.method == methodCopy:
+			copy(b, old)
 		case p.method == methodRaw:
 			s.c.octets(b)
+		case o != nil:
+			o.code(b)
+		default:
+			f.code(b, old)
 		}
 		if err := s.done(b); err != nil {
 			return err
@@ -227,6 +246,29 @@ func (s *segment) body(p part) error {
 		p.length -= int64(len(b))
 	}
 	return nil
+}
+
+// octetsOf and floatsOf return the model of a method, as new to a segment.
+func (s *segment) octetsOf(m method) *octets {
+	if s.octets[m] == nil {
+		s.octets[m] = newOctets(&s.c, m == methodText)
+	}
+	if !s.fresh[m] {
+		s.octets[m].reset(s.table)
+		s.fresh[m] = true
+	}
+	return s.octets[m]
+}
+
+func (s *segment) floatsOf(m method) *floats {
+	if s.floats[m] == nil {
+		s.floats[m] = newFloats(&s.c, kinds[m])
+	}
+	if !s.fresh[m] {
+		s.floats[m].reset()
+		s.fresh[m] = true
+	}
+	return s.floats[m]
 }
 
 // fill reads the next block of the target where it is known, done hands it on where
@@ -247,75 +289,6 @@ func (s *segment) done(b []byte) error {
 		return corrupt("a segment of it ends too early")
 	}
 	return s.save(b)
-}
-
-// octets codes a part as text or as a grid.
-func (s *segment) octets(p part) error {
-	o := &s.text
-	if p.method == methodGrid {
-		o = &s.grid
-	}
-	if *o == nil {
-		*o = newOctets(s.c, s.table, p.method == methodText)
-	}
-	old, ok := (*o).start(int(max(p.from.length, 0)), int(p.length), int(p.detail))
-	if !ok {
-		return corrupt("a segment of it holds more text than is possible")
-	}
-	if len(old) > 0 {
-		if err := s.base(old, p.from); err != nil {
-			return err
-		}
-		(*o).learnBase(len(old))
-	}
-	for p.length > 0 {
-		b := s.block[0][:min(p.length, int64(len(s.block[0])))]
-		if err := s.fill(b); err != nil {
-			return err
-		}
-		(*o).code(b)
-		if err := s.done(b); err != nil {
-			return err
-		}
-		p.length -= int64(len(b))
-	}
-	return nil
-}
-
-// zstd codes a part as a Zstandard frame.
-func (s *segment) zstd(p part) error {
-	var b, old, code []byte
-	if p.from.base >= 0 {
-		old = make([]byte, p.from.length)
-		if err := s.base(old, p.from); err != nil {
-			return err
-		}
-	}
-	if !s.c.decode {
-		b = make([]byte, p.length)
-		err := s.load(b)
-		if err == nil {
-			code, err = zstdEncode(b, old)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	n := s.number(int64(len(code)), kindTimes)
-	if s.c.decode {
-		if n > int64(len(s.c.raw.b)-s.c.raw.at) {
-			return corrupt("a segment of it ends too early")
-		}
-		code = make([]byte, n)
-	}
-	s.c.octets(code)
-	if s.c.decode {
-		var err error
-		if b, err = zstdDecode(code, old, p.length); err != nil {
-			return err
-		}
-	}
-	return s.done(b)
 }
 
 // readBase fills b from the start of a range of a base.
