@@ -38,6 +38,7 @@ type floats struct {
 	kind     kind
 	shift    uint // the lowest bits, zero in all numbers
 	mantissa uint // bits of it that are coded
+	hints    int  // how many exponents are told apart as a context, a power of two
 
 	class     [3][]counter // by the base's exponent, by the class expected, by the class before
 	classMix  mixer
@@ -59,14 +60,15 @@ type floats struct {
 
 func newFloats(c *coder, k kind) *floats {
 	e := 1 << k.exponent
+	hints := min(128, 1<<15/e)
 	return &floats{
-		c: c, kind: k,
+		c: c, kind: k, hints: hints,
 		class:     [3][]counter{make([]counter, 2*e*2*classes), make([]counter, 1024*2*classes), make([]counter, classes*16*2*classes)},
 		classMix:  newMixer(2*classes, oneThird, 2),
 		direction: make([]counter, 16*classes),
 		flip:      make([]counter, e),
 		top:       make([]counter, 64<<topBits),
-		exponent:  [4][]counter{make([]counter, 128*e), make([]counter, 128*e), make([]counter, 256*e), make([]counter, e)},
+		exponent:  [4][]counter{make([]counter, hints*e), make([]counter, hints*e), make([]counter, 2*hints*e), make([]counter, e)},
 		mixes:     [2]mixer{newMixer(e, oneThird, 2), newMixer(e, oneThird, 2)},
 		repeat:    make([]counter, 256),
 	}
@@ -242,8 +244,8 @@ func (f *floats) alone(v uint64) uint64 {
 // (which is 0) or the one before (1).
 func (f *floats) exponentOf(e, which, hint int) int {
 	size := 1 << f.kind.exponent
-	t0 := f.exponent[which][(hint&127)*size:][:size]
-	t1 := f.exponent[2][int(f.mean>>2&255)*size:][:size]
+	t0 := f.exponent[which][hint&(f.hints-1)*size:][:size]
+	t1 := f.exponent[2][int(f.mean>>2)&(2*f.hints-1)*size:][:size]
 	t2 := f.exponent[3]
 	mix := &f.mixes[which]
 	at := 1

@@ -44,6 +44,7 @@ const (
 	minSegment = 1 << 20
 	minTable   = 12
 	maxTable   = 22
+	gridTable  = 20 // bits at most, for grids
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -146,20 +147,11 @@ func (r reader) sealed(old sealed) (sealed, error) {
 	return s, err
 }
 
-// grown reads n bytes into the memory of b. It takes more only as bytes arrive, so
-// that a few of them cannot ask for megabytes.
+// grown reads n bytes, which are bounded, into the memory of b where they fit.
 func (r reader) grown(b []byte, n int64) ([]byte, error) {
-	b = b[:0]
-	for int64(len(b)) < n {
-		from := len(b)
-		step := min(n-int64(from), max(int64(cap(b)-from), 64<<10))
-		if need := from + int(step); need > cap(b) {
-			b = append(make([]byte, 0, min(int64(2*need), n)), b...)
-		}
-		b = b[:from+int(step)]
-		if err := r.full(b[from:]); err != nil {
-			return b, err
-		}
+	if int64(cap(b)) < n {
+		b = make([]byte, n)
 	}
-	return b, nil
+	b = b[:n]
+	return b, r.full(b)
 }

@@ -3,7 +3,6 @@ package delta
 import (
 	"encoding/binary"
 	"math/bits"
-	"slices"
 )
 
 // octets codes bytes that are no floating-point numbers: the text of a graph,
@@ -13,8 +12,8 @@ import (
 type octets struct {
 	c      *coder
 	stride int    // bytes of an element or of a row
-	begin  int    // where the part starts in buf
-	buf    []byte // ranges of bases, each with the part that was coded against it
+	column int    // of the next byte in its row
+	buf    []byte // ranges of bases, each with the text that was coded against it; the last bytes of a grid
 	deep   bool   // with contexts of several bytes
 
 	hashed []history // the contexts of h share it
@@ -36,6 +35,7 @@ type octets struct {
 const (
 	matchFrom = 6 // the bytes that a match is found by
 	matchBits = 18
+	maxStride = 63
 )
 
 func newOctets(c *coder, deep bool) *octets {
@@ -51,6 +51,9 @@ func newOctets(c *coder, deep bool) *octets {
 		o.h = make([]uint32, 9)
 		o.seen = make([]int32, 1<<matchBits)
 	}
+	if !deep {
+		o.buf = make([]byte, maxStride, 32<<10)
+	}
 	o.slots = make([]uint32, len(o.h))
 	o.said = make([]counter, 256*len(o.h))
 	return o
@@ -58,6 +61,9 @@ func newOctets(c *coder, deep bool) *octets {
 
 // reset forgets everything; the contexts get 2^table entries.
 func (o *octets) reset(table uint) {
+	if !o.deep {
+		table = min(table, gridTable)
+	}
 	if n := 1 << table; cap(o.hashed) < n {
 		o.hashed = make([]history, n)
 	} else {
@@ -70,36 +76,41 @@ func (o *octets) reset(table uint) {
 	fill(o.said)
 	o.mix.reset()
 	clear(o.seen)
-	o.buf, o.stride, o.ptr, o.run, o.missed, o.word = o.buf[:0], 1, -1, 0, 0, 0
+	o.stride, o.column, o.ptr, o.run, o.missed, o.word = 1, 0, -1, 0, 0, 0
+	if o.deep {
+		o.buf = o.buf[:0]
+	}
 }
 
 // start begins a part of n bytes that is compared with so many of a base, and
-// returns where those go; nil where there is no room left.
-func (o *octets) start(base, n, stride int) ([]byte, bool) {
-	if !o.deep {
-		o.buf, o.stride = o.buf[:0], stride // no context reaches into the part before
-	}
+// returns where those go; false where there is no room left.
+func (o *octets) start(base, n int) ([]byte, bool) {
 	at := len(o.buf)
 	if at+base+n > maxText {
 		return nil, false
 	}
-	o.buf = slices.Grow(o.buf, base+n)[:at+base]
-	o.begin = len(o.buf)
+	if o.buf == nil {
+		o.buf = make([]byte, 0, maxText) // only what is used becomes resident
+	}
+	o.buf = o.buf[:at+base]
 	if base > 0 {
 		o.ptr, o.run = at, 0
-	} else if !o.deep {
-		o.ptr, o.run = -1, 0
 	}
 	return o.buf[at:], true
 }
 
-// learnBase notes what can be found in the range of the base.
+// learnBase notes what can be found in the n bytes of a base that were just read.
 func (o *octets) learnBase(n int) {
-	if o.deep {
-		for i := max(o.begin-n, 0) + matchFrom; i <= o.begin; i++ {
-			o.seen[o.place(i)] = int32(i)
-		}
+	for i := len(o.buf) - n + matchFrom; i <= len(o.buf); i++ {
+		o.seen[o.place(i)] = int32(i)
 	}
+}
+
+// startGrid begins a part with rows of the given length. No context reaches into the
+// part before.
+func (o *octets) startGrid(stride int) {
+	o.stride, o.column, o.run, o.missed = stride, 0, 0, 0
+	clear(o.buf)
 }
 
 // place returns where a match for the bytes before i is noted.
@@ -112,23 +123,48 @@ func (o *octets) place(i int) uint32 {
 // code codes all bytes of b, or decodes into it.
 func (o *octets) code(b []byte) {
 	for i := range b {
-		b[i] = o.octet(b[i])
+		expected := -1
+		if o.ptr >= 0 && o.ptr < len(o.buf) {
+			expected = int(o.buf[o.ptr])
+		}
+		b[i] = o.octet(b[i], expected)
+		o.buf = append(o.buf, b[i])
+		o.follow(b[i])
+	}
+}
+
+// codeGrid does so for a grid; base has as many bytes, or none.
+func (o *octets) codeGrid(b, base []byte) {
+	for i := range b {
+		expected := -1
+		if len(base) > 0 {
+			expected = int(base[i])
+		}
+		b[i] = o.octet(b[i], expected)
+		if len(o.buf) == cap(o.buf) {
+			// As far back as any row reaches.
+			o.buf = append(o.buf[:0], o.buf[len(o.buf)-maxStride:]...)
+		}
+		o.buf = append(o.buf, b[i])
+		if o.column++; o.column == o.stride {
+			o.column = 0
+		}
 	}
 }
 
 // back returns the byte k before the next.
-func (o *octets) back(k int) uint32 {
-	if k > len(o.buf) {
+func (o *octets) back(k uint32) uint32 {
+	n := uint32(len(o.buf))
+	if k > n {
 		return 0
 	}
-	return uint32(o.buf[len(o.buf)-k])
+	return uint32(o.buf[n-k])
 }
 
 // contexts hashes what the next byte is predicted by.
 func (o *octets) contexts(expected uint32) {
-	column := uint32((len(o.buf) - o.begin) % o.stride)
-	above, before := o.back(o.stride), o.back(1)
-	o.h[0] = above<<8 | column<<16
+	above, before := o.back(uint32(o.stride)), o.back(1)
+	o.h[0] = above<<8 | uint32(o.column)<<16
 	o.h[1] = expected<<8 | uint32(o.missed&0xff)<<16 | 1<<24
 	o.h[2] = expected<<8 | before<<16 | 2<<24
 	if o.deep {
@@ -143,12 +179,10 @@ func (o *octets) contexts(expected uint32) {
 	}
 }
 
-// octet codes one byte.
-func (o *octets) octet(v byte) byte {
-	expected, known := 0, o.ptr >= 0 && o.ptr < len(o.buf)
-	if known {
-		expected = int(o.buf[o.ptr])
-	}
+// octet codes one byte, of which another may be expected; -1 for none.
+func (o *octets) octet(v byte, expected int) byte {
+	known := expected >= 0
+	expected = max(expected, 0)
 	o.contexts(uint32(expected))
 	before := o.back(1)
 	first, expect := o.first[before<<8:][:256], o.expect[expected<<8:][:256]
@@ -192,9 +226,13 @@ func (o *octets) octet(v byte) byte {
 		}
 		at = at<<1 | b
 	}
-	v = byte(at)
-	o.learn(v, known && int(v) == expected, int(v)-expected)
-	return v
+	o.missed = at&255 - expected
+	if known && o.missed == 0 {
+		o.run++
+	} else {
+		o.run = 0
+	}
+	return byte(at)
 }
 
 // lengthOf puts the length of a match into one of 32 classes.
@@ -205,15 +243,8 @@ func lengthOf(run int) int {
 	return min(12+bits.Len(uint(run)), 31)
 }
 
-// learn takes v over as the past.
-func (o *octets) learn(v byte, right bool, missed int) {
-	o.missed = missed
-	o.buf = append(o.buf, v)
-	if right {
-		o.run++
-	} else {
-		o.run = 0
-	}
+// follow looks where text goes on behind v, which was appended.
+func (o *octets) follow(v byte) {
 	if o.ptr >= 0 {
 		o.ptr++ // also where it was wrong: bytes that changed in place are the rule
 	}
@@ -222,19 +253,20 @@ func (o *octets) learn(v byte, right bool, missed int) {
 	} else {
 		o.word = 0
 	}
-	if o.deep && len(o.buf) >= matchFrom {
-		p := o.place(len(o.buf))
-		if at := int(o.seen[p]); at > 0 && o.run < 8 && at != o.ptr {
-			n := 0
-			for n < 32 && n < at && o.buf[at-1-n] == o.buf[len(o.buf)-1-n] {
-				n++
-			}
-			if n >= matchFrom && n > o.run {
-				o.ptr, o.run = at, n
-			}
-		}
-		o.seen[p] = int32(len(o.buf))
+	if len(o.buf) < matchFrom {
+		return
 	}
+	p := o.place(len(o.buf))
+	if at := int(o.seen[p]); at > 0 && o.run < 8 && at != o.ptr {
+		n := 0
+		for n < 32 && n < at && o.buf[at-1-n] == o.buf[len(o.buf)-1-n] {
+			n++
+		}
+		if n >= matchFrom && n > o.run {
+			o.ptr, o.run = at, n
+		}
+	}
+	o.seen[p] = int32(len(o.buf))
 }
 
 // history is the last bits, seven at most, that were seen in a context, behind a

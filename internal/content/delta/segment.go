@@ -199,9 +199,12 @@ func (s *segment) body(p part) error {
 	var o *octets
 	switch p.method {
 	case methodCopy, methodRaw:
-	case methodText, methodGrid:
+	case methodGrid:
 		o = s.octetsOf(p.method)
-		old, ok := o.start(int(p.from.length), int(p.length), int(p.detail))
+		o.startGrid(int(p.detail))
+	case methodText:
+		o = s.octetsOf(p.method)
+		old, ok := o.start(int(p.from.length), int(p.length))
 		if !ok {
 			return corrupt("a segment of it holds more text than is possible")
 		}
@@ -218,7 +221,7 @@ func (s *segment) body(p part) error {
 	for p.length > 0 {
 		b := s.block[0][:min(p.length, int64(len(s.block[0])))]
 		var old []byte
-		if p.from.base >= 0 && o == nil {
+		if p.from.base >= 0 && p.method != methodText {
 			old = s.block[1][:len(b)]
 			if err := s.base(old, p.from); err != nil {
 				return err
@@ -230,13 +233,15 @@ func (s *segment) body(p part) error {
 				return err
 			}
 		}
-		switch {
-		case p.method == methodCopy:
+		switch p.method {
+		case methodCopy:
 			copy(b, old)
-		case p.method == methodRaw:
+		case methodRaw:
 			s.c.octets(b)
-		case o != nil:
+		case methodText:
 			o.code(b)
+		case methodGrid:
+			o.codeGrid(b, old)
 		default:
 			f.code(b, old)
 		}
