@@ -3,9 +3,7 @@ package delta
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"io"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -14,35 +12,35 @@ import (
 // Decode writes the target of a difference to w: size bytes, strictly in order,
 // never more. open gives each base by its digest, with its size; what is an
 // io.Closer too is closed before Decode returns. Bases must be what their digests
-// say, and so the caller verifies the digest of what was written before it counts:
-// the checksum at the end of a difference finds accidents, not intent.
+// say, and the caller verifies the digest of what was written before it counts: the
+// checksums in a difference find accidents, not intent.
 //
 // What is no difference, or none to a target of that size, gives an *atelier.Error
 // with code Corrupt, one of a later version Unsupported; errors of w, difference
-// and open are returned as they came.
+// and open are returned as they came. Some of the target may have been written then.
 func Decode(ctx context.Context, w io.Writer, difference io.Reader, size int64, open func(atelier.Digest) (io.ReaderAt, int64, error)) error {
-	d := &decoder{
-		ctx: ctx, w: w, left: size,
-		in: reader{bufio.NewReaderSize(difference, 64<<10)},
-	}
+	d := &decoder{ctx: ctx, w: w, left: size, in: reader{bufio.NewReaderSize(difference, 64<<10)}}
 	defer d.close()
 	if err := d.header(size, open); err != nil {
 		return err
 	}
+	short := false // a segment was so short that it has to be the last
 	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		method, err := d.in.byte()
+		mark, err := d.in.byte()
 		if err != nil {
 			return err
 		}
-		if method == methodEnd {
+		if mark == markEnd {
 			return d.end()
 		}
-		if err := d.segment(method); err != nil {
+		if mark != markSegment || short {
+			return corrupt("it has something else where a segment or its end should be")
+		}
+		before := d.left
+		if err := d.segment(); err != nil {
 			return err
 		}
+		short = before-d.left < minSegment
 	}
 }
 
@@ -52,10 +50,11 @@ type decoder struct {
 	w     io.Writer
 	in    reader
 	left  int64 // bytes of the target still to come
-	sum   uint32
 	bases []io.ReaderAt
-	at    cursor
-	buf   [64 << 10]byte
+	sizes []int64
+	// What the next segment takes the memory of.
+	held   sealed
+	models *segment
 }
 
 func (d *decoder) close() {
@@ -84,7 +83,7 @@ func (d *decoder) header(size int64, open func(atelier.Digest) (io.ReaderAt, int
 	if told != uint64(size) {
 		return corrupt("its target has %d bytes, %d were expected", told, size)
 	}
-	n, err := d.in.uvarint(MaxBases, "the number of bases")
+	n, err := d.in.number(MaxBases, "the number of bases")
 	if err != nil {
 		return err
 	}
@@ -103,7 +102,7 @@ func (d *decoder) header(size int64, open func(atelier.Digest) (io.ReaderAt, int
 			return err
 		}
 		d.bases = append(d.bases, base)
-		d.at.sizes = append(d.at.sizes, got)
+		d.sizes = append(d.sizes, got)
 		if uint64(got) != want {
 			return corrupt("base %s has %d bytes, the difference says %d", digest.Short(), got, want)
 		}
@@ -112,98 +111,53 @@ func (d *decoder) header(size int64, open func(atelier.Digest) (io.ReaderAt, int
 }
 
 // segment writes what the next segment brings.
-func (d *decoder) segment(method byte) error {
-	if method >= methods {
-		return corrupt("it has a segment of the unknown method %d", method)
-	}
-	limit := d.left
-	if method > methodRaw {
-		limit = min(limit, maxCoded)
-	}
-	length, err := d.in.uvarint(limit, "the length of a segment")
-	if err != nil {
+func (d *decoder) segment() error {
+	var err error
+	if d.held, err = d.in.sealed(d.held); err != nil {
 		return err
 	}
-	switch method {
-	case methodCopy:
-		from, err := d.at.read(d.in, length, false)
+	if d.models == nil {
+		d.models = newSegment(d.sizes)
+		d.models.base = func(b []byte, from place) error { return readBase(d.bases[from.base], b, from.offset) }
+		d.models.save = d.write
+	}
+	s := d.models
+	s.reset(d.held.table, true, d.held.code, d.held.raw)
+	for {
+		p, err := s.head(part{}, d.left)
 		if err != nil {
 			return err
 		}
-		return d.copy(from)
-	case methodRaw:
-		return d.raw(length)
-	default:
-		return d.zstd(length)
+		if s.c.spent() {
+			return corrupt("a segment of it ends too early")
+		}
+		if p.method == methodEnd {
+			break
+		}
+		if err := s.body(p); err != nil {
+			return err
+		}
 	}
+	if s.sum != d.held.sum {
+		return corrupt("a checksum is wrong, or a base is not what it was made for")
+	}
+	return nil
 }
 
 // write writes a part of the target.
 func (d *decoder) write(b []byte) error {
-	if int64(len(b)) > d.left {
-		return corrupt("it holds more than its target's size")
-	}
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
 	d.left -= int64(len(b))
-	d.sum = crc32.Update(d.sum, castagnoli, b)
 	_, err := d.w.Write(b)
 	return err
-}
-
-func (d *decoder) copy(from place) error {
-	for from.length > 0 {
-		b := d.buf[:min(from.length, int64(len(d.buf)))]
-		if err := d.readBase(b, from); err != nil {
-			return err
-		}
-		if err := d.write(b); err != nil {
-			return err
-		}
-		from.offset += int64(len(b))
-		from.length -= int64(len(b))
-	}
-	return nil
-}
-
-// readBase fills b from the start of a place.
-func (d *decoder) readBase(b []byte, from place) error {
-	n, err := d.bases[from.base].ReadAt(b, from.offset)
-	if n == len(b) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return atelier.Errorf(atelier.Corrupt, "a base is shorter than its size: %w", io.ErrUnexpectedEOF)
-	}
-	return err
-}
-
-func (d *decoder) raw(length int64) error {
-	for length > 0 {
-		b := d.buf[:min(length, int64(len(d.buf)))]
-		if err := d.in.full(b); err != nil {
-			return err
-		}
-		if err := d.write(b); err != nil {
-			return err
-		}
-		length -= int64(len(b))
-	}
-	return nil
 }
 
 // end reads what stands behind the segments.
 func (d *decoder) end() error {
 	if d.left != 0 {
 		return corrupt("%d bytes of its target are missing", d.left)
-	}
-	var sum [4]byte
-	if err := d.in.full(sum[:]); err != nil {
-		return err
-	}
-	if binary.LittleEndian.Uint32(sum[:]) != d.sum {
-		return corrupt("its checksum is wrong, or a base is not what it was made for")
 	}
 	if _, err := d.in.r.ReadByte(); !errors.Is(err, io.EOF) {
 		if err == nil {

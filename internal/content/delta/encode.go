@@ -1,11 +1,11 @@
 package delta
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"hash/crc32"
+	"errors"
 	"io"
+	"sync"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -17,17 +17,21 @@ import (
 // code Invalid, a difference beyond o.MaxSize TooLarge; errors of w and of the
 // files are returned as they came.
 func Encode(ctx context.Context, w io.Writer, target File, bases []File, o Options) (Result, error) {
-	e := &encoder{ctx: ctx, w: w, target: target, bases: bases, o: o}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e := &encoder{w: w, target: target, bases: bases, limit: o.MaxSize}
 	e.result.Methods = map[string]int64{}
 	if err := e.header(); err != nil {
 		return Result{}, err
 	}
-	for at := int64(0); at < target.Size; at += maxWindow {
-		if err := e.window(at, min(maxWindow, target.Size-at)); err != nil {
-			return Result{}, err
-		}
+	pieces, err := plan(ctx, target, bases)
+	if err != nil {
+		return Result{}, err
 	}
-	if err := e.write(binary.LittleEndian.AppendUint32([]byte{methodEnd}, e.sum)); err != nil {
+	if err := e.segments(ctx, cancel, grouped(pieces), max(o.Workers, 1)); err != nil {
+		return Result{}, err
+	}
+	if err := e.write([]byte{markEnd}); err != nil {
 		return Result{}, err
 	}
 	return e.result, nil
@@ -35,23 +39,17 @@ func Encode(ctx context.Context, w io.Writer, target File, bases []File, o Optio
 
 // encoder makes one difference.
 type encoder struct {
-	ctx    context.Context
 	w      io.Writer
 	target File
 	bases  []File
-	o      Options
-	at     cursor
-	sum    uint32
+	limit  int64
 	result Result
 }
 
 func (e *encoder) write(b []byte) error {
 	e.result.Size += int64(len(b))
-	if e.o.MaxSize > 0 && e.result.Size > e.o.MaxSize {
-		return atelier.Errorf(atelier.TooLarge, "the difference has more than %d bytes", e.o.MaxSize)
-	}
-	if err := e.ctx.Err(); err != nil {
-		return err
+	if e.limit > 0 && e.result.Size > e.limit {
+		return atelier.Errorf(atelier.TooLarge, "the difference has more than %d bytes", e.limit)
 	}
 	_, err := e.w.Write(b)
 	return err
@@ -71,69 +69,179 @@ func (e *encoder) header() error {
 		}
 		b = append(b, sum[:]...)
 		b = binary.AppendUvarint(b, uint64(base.Size))
-		e.at.sizes = append(e.at.sizes, base.Size)
 	}
 	return e.write(b)
 }
 
-// window writes length bytes of the target as one segment.
-func (e *encoder) window(at, length int64) error {
-	new, err := read(e.target.Content, at, length)
-	if err != nil {
-		return err
+// grouped puts pieces together to what one segment can hold.
+func grouped(pieces []piece) (groups [][]piece) {
+	coded, from := int64(0), 0
+	for i, p := range pieces {
+		if p.copied {
+			continue
+		}
+		if coded+p.length > maxPart {
+			groups = append(groups, pieces[from:i])
+			coded, from = 0, i
+		}
+		coded += p.length
 	}
-	e.sum = crc32.Update(e.sum, castagnoli, new)
-	var old []byte
-	from := nowhere
-	if len(e.bases) > 0 && at < e.bases[0].Size {
-		from = place{0, at, min(length, e.bases[0].Size-at)}
-		if old, err = read(e.bases[0].Content, at, from.length); err != nil {
-			return err
+	if from < len(pieces) {
+		groups = append(groups, pieces[from:])
+	}
+	return groups
+}
+
+// made is a segment with what it is made of.
+type made struct {
+	sealed sealed
+	parts  []part
+	err    error
+}
+
+// segments codes groups by several workers, and writes them in order.
+func (e *encoder) segments(ctx context.Context, cancel func(), groups [][]piece, workers int) error {
+	// At most 2·workers segments are held, so that a slow writer bounds the memory.
+	tokens := make(chan struct{}, 2*workers)
+	jobs := make(chan int)
+	done := make([]chan made, len(groups))
+	for i := range done {
+		done[i] = make(chan made, 1)
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() {
+		defer close(jobs)
+		for i := range groups {
+			select {
+			case tokens <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case jobs <- i:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for range workers {
+		running.Go(func() {
+			w := e.worker(ctx)
+			for i := range jobs {
+				done[i] <- w.segment(groups[i])
+			}
+		})
+	}
+	for i := range groups {
+		select {
+		case m := <-done[i]:
+			<-tokens
+			if m.err != nil {
+				return m.err
+			}
+			for _, p := range m.parts {
+				e.account(p)
+			}
+			if err := e.write(m.sealed.append(nil)); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	if bytes.Equal(old, new) {
-		b := binary.AppendUvarint([]byte{methodCopy}, uint64(length))
-		e.account(methodCopy, length)
-		return e.write(e.at.append(b, from))
+	return nil
+}
+
+// worker codes segments, one after the other.
+type worker struct {
+	target File
+	models *segment
+	at     int64 // where the target is read next
+}
+
+func (e *encoder) worker(ctx context.Context) *worker {
+	w := &worker{target: e.target}
+	sizes := make([]int64, len(e.bases))
+	for i, b := range e.bases {
+		sizes[i] = b.Size
 	}
-	code, err := zstdEncode(new, old)
-	if err != nil {
+	w.models = newSegment(sizes)
+	w.models.base = func(b []byte, from place) error { return readAt(e.bases[from.base].Content, b, from.offset) }
+	w.models.load = func(b []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := readAt(w.target.Content, b, w.at)
+		w.at += int64(len(b))
 		return err
 	}
-	if len(code) >= len(new) {
-		e.account(methodRaw, length)
-		b := binary.AppendUvarint([]byte{methodRaw}, uint64(length))
-		return e.write(append(b, new...))
-	}
-	b := binary.AppendUvarint([]byte{methodZstd}, uint64(length))
-	b = binary.AppendUvarint(b, uint64(len(old)))
-	if len(old) > 0 {
-		b = e.at.append(b, from)
-	}
-	b = binary.AppendUvarint(b, uint64(len(code)))
-	e.account(methodZstd, length)
-	return e.write(append(b, code...))
+	return w
 }
 
-// account notes which method brings length bytes of the target.
-func (e *encoder) account(method int, length int64) {
-	e.result.Methods[methodNames[method]] += length
-	if method == methodCopy {
-		e.result.Copied += length
+// segment codes the pieces of one segment, each by the method that is smallest.
+func (w *worker) segment(pieces []piece) (m made) {
+	octets, text := int64(0), int64(0)
+	for _, p := range pieces {
+		chosen, err := w.choose(p)
+		if err != nil {
+			return made{err: err}
+		}
+		if chosen.method == methodText {
+			if text+chosen.length+chosen.from.length > maxText {
+				chosen.from = nowhere
+			}
+			text += chosen.length + chosen.from.length
+		}
+		if chosen.method == methodText || chosen.method == methodGrid {
+			octets += chosen.length
+		}
+		m.parts = append(m.parts, chosen)
+	}
+	m.sealed, m.err = w.code(m.parts, tableFor(octets))
+	return m
+}
+
+// code codes parts as a segment.
+func (w *worker) code(parts []part, table uint) (sealed, error) {
+	s := w.models
+	s.reset(table, false, nil, nil)
+	for _, p := range parts {
+		w.at = p.at
+		if _, err := s.head(p, p.length); err != nil {
+			return sealed{}, err
+		}
+		if err := s.body(p); err != nil {
+			return sealed{}, err
+		}
+	}
+	if _, err := s.head(part{method: methodEnd}, 0); err != nil {
+		return sealed{}, err
+	}
+	out := sealed{table: table, sum: s.sum}
+	out.code, out.raw = s.c.close()
+	return out, nil
+}
+
+// account notes which method brings a part of the target.
+func (e *encoder) account(p part) {
+	e.result.Methods[methodNames[p.method]] += p.length
+	if p.method == methodCopy {
+		e.result.Copied += p.length
 	} else {
-		e.result.Coded += length
+		e.result.Coded += p.length
 	}
 }
 
-// read reads a part of a file.
-func read(r io.ReaderAt, at, length int64) ([]byte, error) {
-	b := make([]byte, length)
+// readAt fills b.
+func readAt(r io.ReaderAt, b []byte, at int64) error {
 	n, err := r.ReadAt(b, at)
 	if n == len(b) {
-		return b, nil
+		return nil
 	}
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF // the file is shorter than its size
 	}
-	return nil, err
+	return err
 }

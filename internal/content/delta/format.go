@@ -15,54 +15,45 @@ import (
 //	magic "ATDF", version 1
 //	size of the target
 //	number of bases, and of each: SHA-256 (32 bytes), size
-//	segments, in the order of the target: method (1 byte), and
-//	    copy: length, place in a base
-//	    raw:  length, the bytes
-//	    else: length, method's own parameters, length of the code, the code
-//	end (1 byte, 0), CRC-32C of the target (4 bytes, little-endian)
+//	segments, in the order of the target, each:
+//	    1 (1 byte)
+//	    bits of the table of contexts (1 byte)
+//	    length of the code, length of the plain bits
+//	    CRC-32C of what the segment brings (4 bytes, little-endian)
+//	    the code, the plain bits
+//	0 (1 byte)
 //
-// where sizes, lengths and offsets are unsigned varints (encoding/binary). A
-// place in a base is the base's number and the offset there, as the signed
-// varint of what it differs from the place behind the one named last.
+// with sizes and lengths as unsigned varints (encoding/binary). The code of a
+// segment holds its parts, one after the other: see segment.go.
 const (
 	magic   = "ATDF"
 	version = 1
+
+	markSegment = 1
+	markEnd     = 0
 )
 
-// The methods of segments.
+// The bounds on what a segment holds. They are what bounds the decoder's memory.
 const (
-	methodEnd = iota
-	methodCopy
-	methodRaw
-	methodZstd
-	methods // how many there are
+	maxPart   = 4 << 20 // bytes of a part that is not copied
+	maxCode   = 6 << 20 // bytes of a segment's code and plain bits together
+	maxWindow = 4 << 20 // bytes of a base that a part is predicted from at once
+	maxText   = 8 << 20 // bytes of all text of a segment, and of the bases it is predicted from
+	// minSegment is what every segment but the last brings at least, so that a
+	// difference cannot make work by many segments that bring nothing.
+	minSegment = 1 << 20
+	minTable   = 12
+	maxTable   = 22
+	gridTable  = 20 // bits at most, for grids
 )
-
-var methodNames = [methods]string{methodCopy: "copy", methodRaw: "raw", methodZstd: "zstd"}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-const (
-	// maxWindow bounds what a method may look back, in a base and in the target.
-	maxWindow = 8 << 20
-	// maxCoded bounds the length of a segment that is neither copied nor raw.
-	maxCoded = 16 << 20
-)
-
-// place is a part of a base.
-type place struct {
-	base   int // -1 for none
-	offset int64
-	length int64
-}
-
-var nowhere = place{base: -1}
 
 func corrupt(format string, args ...any) error {
 	return atelier.Errorf(atelier.Corrupt, "the difference is corrupt: "+format, args...)
 }
 
-// reader reads the parts of a difference; its errors are typed.
+// reader reads what stands around the code of segments; its errors are typed.
 type reader struct {
 	r *bufio.Reader
 }
@@ -85,8 +76,8 @@ func (r reader) full(b []byte) error {
 	return whole(err)
 }
 
-// uvarint reads a number of at most limit.
-func (r reader) uvarint(limit int64, what string) (int64, error) {
+// number reads a varint of at most limit.
+func (r reader) number(limit int64, what string) (int64, error) {
 	v, err := r.varint()
 	if err == nil && v > uint64(limit) {
 		err = corrupt("%s is %d, at most %d was expected", what, v, limit)
@@ -112,51 +103,55 @@ func (r reader) varint() (v uint64, err error) {
 	return 0, corrupt("a number in it has more than 64 bits")
 }
 
-func (r reader) signed() (int64, error) {
-	v, err := r.varint()
-	return int64(v>>1) ^ -int64(v&1), err
+// sealed is a segment as it is written.
+type sealed struct {
+	table     uint // bits of the table of contexts
+	code, raw []byte
+	sum       uint32
 }
 
-func appendSigned(b []byte, v int64) []byte { return binary.AppendVarint(b, v) }
-
-// cursor turns places into the form that they are written in, and back. Both
-// sides move it in step.
-type cursor struct {
-	behind [MaxBases]int64 // the place last named, per base
-	sizes  []int64         // of the bases
+func (s sealed) append(b []byte) []byte {
+	b = append(b, markSegment, byte(s.table))
+	b = binary.AppendUvarint(b, uint64(len(s.code)))
+	b = binary.AppendUvarint(b, uint64(len(s.raw)))
+	b = binary.LittleEndian.AppendUint32(b, s.sum)
+	b = append(b, s.code...)
+	return append(b, s.raw...)
 }
 
-func (c *cursor) append(b []byte, p place) []byte {
-	b = append(b, byte(p.base+1))
-	if p.base < 0 {
-		return b
-	}
-	b = appendSigned(b, p.offset-c.behind[p.base])
-	c.behind[p.base] = p.offset + p.length
-	return b
-}
-
-// read reads a place of the given length. Without optional, there has to be one.
-func (c *cursor) read(r reader, length int64, optional bool) (place, error) {
-	n, err := r.byte()
+// sealed reads a segment behind its mark, into the memory of old where it fits.
+func (r reader) sealed(old sealed) (sealed, error) {
+	table, err := r.byte()
 	if err != nil {
-		return nowhere, err
+		return old, err
 	}
-	if n == 0 && optional {
-		return nowhere, nil
+	if table < minTable || table > maxTable {
+		return old, corrupt("a table of it has 2^%d entries", table)
 	}
-	if n == 0 || int(n) > len(c.sizes) {
-		return nowhere, corrupt("it names base %d of %d", int(n), len(c.sizes))
-	}
-	base := int(n) - 1
-	move, err := r.signed()
+	code, err := r.number(maxCode, "the length of a code")
 	if err != nil {
-		return nowhere, err
+		return old, err
 	}
-	offset := c.behind[base] + move // may wrap around, which the bounds refuse
-	if offset < 0 || length > c.sizes[base] || offset > c.sizes[base]-length {
-		return nowhere, corrupt("it names bytes outside of a base")
+	raw, err := r.number(maxCode-code, "the length of plain bits")
+	if err != nil {
+		return old, err
 	}
-	c.behind[base] = offset + length
-	return place{base, offset, length}, nil
+	var sum [4]byte
+	if err := r.full(sum[:]); err != nil {
+		return old, err
+	}
+	s := sealed{table: uint(table), sum: binary.LittleEndian.Uint32(sum[:])}
+	if s.code, err = r.grown(old.code, code); err == nil {
+		s.raw, err = r.grown(old.raw, raw)
+	}
+	return s, err
+}
+
+// grown reads n bytes, which are bounded, into the memory of b where they fit.
+func (r reader) grown(b []byte, n int64) ([]byte, error) {
+	if int64(cap(b)) < n {
+		b = make([]byte, n)
+	}
+	b = b[:n]
+	return b, r.full(b)
 }
