@@ -68,6 +68,7 @@ type agent struct {
 	renewer   *enrol.Renewer
 	reporter  *report.Reporter
 	telemetry *telemetry.Telemetry
+	arrivals  telemetry.Content
 	session   *session.Session
 	link      *link.Link
 
@@ -176,6 +177,7 @@ func (a *agent) openLocal() {
 			a.log.Info("content arrived", "part", "content", "path", file.Path, "digest", file.Digest, "bytes", file.Size,
 				"way", c.Way, "received", c.Received, "difference_failed", c.Failed)
 			a.runner.Arrived(file, c.Way, c.Received)
+			a.arrivals.Arrived(c.Way, file.Size, c.Received, c.Failed)
 		},
 	})
 	a.runner = runner.New(runner.Options{
