@@ -73,6 +73,7 @@ const (
 
 	maxWays    = 16
 	maxMessage = 300
+	maxCode    = 64
 )
 
 // kind is what a frame is.
@@ -348,7 +349,7 @@ func decodeData(b []byte) (d dataFrame, ok bool) {
 
 func encodeGone(id uint64, g goneFrame) []byte {
 	b := begin(kindGone, id, 64)
-	code := clip(string(g.code), 64)
+	code := clip(string(g.code), maxCode)
 	b = append(b, byte(len(code)))
 	b = append(b, code...)
 	message := clip(g.message, maxMessage)
@@ -359,9 +360,10 @@ func encodeGone(id uint64, g goneFrame) []byte {
 
 func decodeGone(b []byte) (g goneFrame, ok bool) {
 	r := reader{b: b}
-	g.code = atelier.Code(r.bytes(int(r.u8())))
+	code := int(r.u8())
+	g.code = atelier.Code(r.bytes(code))
 	n := int(r.u16())
-	if n > maxMessage {
+	if code > maxCode || n > maxMessage {
 		return goneFrame{}, false
 	}
 	g.message = string(r.bytes(n))
