@@ -216,6 +216,28 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestManySegments puts a little before a lot, and thousands of short copies: no
+// segment may become shorter, or its code longer, than a decoder accepts.
+func TestManySegments(t *testing.T) {
+	t.Parallel()
+	g := seeded(8)
+	noise := g.bytes(7 << 20)
+	roundTrip(t, file(slices.Concat(g.text(1000), noise), Tensor{"w", "INT8", 1000, 7 << 20}))
+	var pieces []piece
+	for range 1_000_000 {
+		pieces = append(pieces, piece{length: minCopy, copied: true})
+	}
+	for i, group := range grouped(append(pieces, piece{length: maxPiece}, piece{length: maxPiece}, piece{length: 1})) {
+		size := int64(0)
+		for _, p := range group {
+			size += headSize + p.length*int64(b2i(!p.copied))
+		}
+		if size > maxPart+headSize {
+			t.Errorf("segment %d holds %d bytes", i, size)
+		}
+	}
+}
+
 func TestSameInputSameDifference(t *testing.T) {
 	t.Parallel()
 	g := seeded(3)

@@ -73,18 +73,23 @@ func (e *encoder) header() error {
 	return e.write(b)
 }
 
-// grouped puts pieces together to what one segment can hold.
+// headSize is more than what it takes in bytes to say what a part is.
+const headSize = 16
+
+// grouped puts pieces together to what one segment can hold. Since none of them has
+// more than half of that, no segment but the last is shorter than a decoder accepts.
 func grouped(pieces []piece) (groups [][]piece) {
 	coded, from := int64(0), 0
 	for i, p := range pieces {
-		if p.copied {
-			continue
+		size := int64(headSize)
+		if !p.copied {
+			size += p.length
 		}
-		if coded+p.length > maxPart {
+		if coded+size > maxPart {
 			groups = append(groups, pieces[from:i])
 			coded, from = 0, i
 		}
-		coded += p.length
+		coded += size
 	}
 	if from < len(pieces) {
 		groups = append(groups, pieces[from:])

@@ -188,17 +188,7 @@ func (f *floats) classOf(class int, fresh bool, base uint64, e int) int {
 	t0 := f.class[0][(e<<1|half)*2*classes:][:2*classes]
 	t1 := f.class[1][(near<<1|int(f.zeros&1))*2*classes:][:2*classes]
 	t2 := f.class[2][(f.before<<4|int(f.zeros&15))*2*classes:][:2*classes]
-	node := func(i, bit int) int {
-		a, b, c := &t0[i], &t1[i], &t2[i]
-		f.classMix.add(a.stretch())
-		f.classMix.add(b.stretch())
-		f.classMix.add(c.stretch())
-		bit = f.classMix.mix(f.c, bit, i)
-		a.update(bit, settled)
-		b.update(bit, settled)
-		c.update(bit, settled)
-		return bit
-	}
+	node := func(i, bit int) int { return f.classMix.three(f.c, bit, i, &t0[i], &t1[i], &t2[i]) }
 	f.zeros <<= 1
 	if node(0, b2i(class == 0 && !fresh)) == 1 {
 		f.zeros |= 1
@@ -250,15 +240,7 @@ func (f *floats) exponentOf(e, which, hint int) int {
 	mix := &f.mixes[which]
 	at := 1
 	for l := int(f.kind.exponent) - 1; l >= 0; l-- {
-		a, b, c := &t0[at], &t1[at], &t2[at]
-		mix.add(a.stretch())
-		mix.add(b.stretch())
-		mix.add(c.stretch())
-		bit := mix.mix(f.c, e>>l&1, at)
-		a.update(bit, settled)
-		b.update(bit, settled)
-		c.update(bit, settled)
-		at = at<<1 | bit
+		at = at<<1 | mix.three(f.c, e>>l&1, at, &t0[at], &t1[at], &t2[at])
 	}
 	e = at - size
 	f.mean += (int32(e)<<4 - f.mean) >> 4

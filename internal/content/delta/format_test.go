@@ -286,10 +286,16 @@ func TestDecodeMemory(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	target, base, parts := everything()
-	f.Add(built(f, file(target), file(base), parts), base)
 	g := seeded(13)
 	small := g.text(400)
+	target := g.text(16)
+	for m := methodCopy; m < methods; m++ { // small, since instrumented models are slow
+		from := place{0, 0, 16}
+		if m == methodCopy {
+			target = small[:16]
+		}
+		f.Add(built(f, file(target), file(small), []part{{method: m, detail: uint(b2i(m == methodGrid)), length: 16, from: from}}), small)
+	}
 	changed := g.edited(small)
 	var b bytes.Buffer
 	if _, err := Encode(context.Background(), &b, file(changed), []File{file(small)}, Options{}); err != nil {

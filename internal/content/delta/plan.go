@@ -23,8 +23,9 @@ type piece struct {
 const (
 	minTensor = 256 // bytes; smaller ones are coded with the text around them
 	minCopy   = 256 // bytes; shorter ones are coded as text
+	maxPiece  = 2 << 20
 	margin    = 16 << 10
-	maxTried  = 6  // ranges of bases for one piece
+	maxTried  = 4  // ranges of bases for one piece
 	farthest  = 64 // anchors that are looked through for a neighbour
 )
 
@@ -289,7 +290,7 @@ func (p *planner) add(next piece) {
 // coded adds what is not copied.
 func (p *planner) coded(at, end int64, t *Tensor) {
 	for at < end {
-		n := min(end-at, maxPart)
+		n := min(end-at, maxPiece)
 		next := piece{at: at, length: n}
 		if t != nil {
 			next.kind = t.Type
