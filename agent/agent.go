@@ -166,9 +166,9 @@ func (a *agent) openLocal() {
 	})
 	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{MaxFrame: wire.MaxPacket})
 	a.fetcher = fetch.New(a.content, a.receiver, fetch.Options{
-		Reserve: a.config.Disk.ReserveBytes, Keep: time.Duration(a.config.Disk.KeepUnused),
-		Log:    a.log.With("part", "fetch"),
-		Needed: func() map[atelier.Digest]bool { return a.runner.Needed() },
+		Log:      a.log.With("part", "fetch"),
+		Policy:   a.diskPolicy,
+		Holdings: func() []fetch.Holding { return a.runner.Holdings() },
 	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
@@ -246,7 +246,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 	a.mu.Lock()
 	a.configured = configured(err).Following(a.configured, time.Now())
 	if err == nil {
-		if c.Paths != a.config.Paths || c.Disk != a.config.Disk || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
+		if c.Paths != a.config.Paths || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
 			a.log.Warn("some of the changed settings take effect when the agent is restarted")
 		}
 		a.config = c
@@ -267,6 +267,12 @@ func configured(err error) atelier.Condition {
 		return atelier.Fails(atelier.ConditionConfigured, atelier.BecauseOf(atelier.ReasonConfigInvalid, err))
 	}
 	return atelier.Holds(atelier.ConditionConfigured, atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force"))
+}
+
+// diskPolicy is what the configuration says of content on the disk.
+func (a *agent) diskPolicy() fetch.Policy {
+	d := a.settings().Disk
+	return fetch.Policy{Reserve: d.ReserveBytes, Keep: time.Duration(d.KeepUnused), KeepPrevious: d.KeepPrevious}
 }
 
 func (a *agent) settings() config.Config {

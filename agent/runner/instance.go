@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"time"
@@ -134,6 +135,7 @@ func (i *instance) serve(ctx context.Context) {
 	log := i.runner.opts.Log.With("module", i.module.Name, "rollout", i.module.Rollout)
 	times := i.runner.opts.Times
 	failures := 0
+	var told atelier.Reason // of the failure before
 	for ctx.Err() == nil {
 		err := i.bringUp(ctx)
 		if err == nil {
@@ -159,7 +161,15 @@ func (i *instance) serve(ctx context.Context) {
 			return
 		}
 		pause := backoff(times.Retry, times.RetryMost, failures)
-		log.Warn("module failed", "why", why, "retry_in", pause.Round(time.Millisecond))
+		if why.Reason() == atelier.ReasonNoSpace {
+			pause = min(pause, times.Space)
+		}
+		level := slog.LevelWarn
+		if why.Reason() == told && told == atelier.ReasonNoSpace {
+			level = slog.LevelDebug // each look at a disk that is still full
+		}
+		told = why.Reason()
+		log.Log(ctx, level, "module failed", "why", why, "retry_in", pause.Round(time.Millisecond))
 		i.set(atelier.BackOff, why)
 		if !sleep(ctx, pause) {
 			return

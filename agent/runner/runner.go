@@ -29,6 +29,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/fetch"
 	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/targets"
 )
@@ -91,6 +92,9 @@ type Times struct {
 	Probe time.Duration
 	// Retry is the first pause after a failure, RetryMost the longest.
 	Retry, RetryMost time.Duration
+	// Space is the longest pause before a look at a disk that was too full: it costs
+	// nothing, and whoever makes room waits for it.
+	Space time.Duration
 	// Settled is how long a module must run for its failures to be forgotten.
 	Settled time.Duration
 	// Poll is how often something is looked at that cannot be waited for.
@@ -100,7 +104,7 @@ type Times struct {
 // DefaultTimes are those of the agent.
 var DefaultTimes = Times{
 	Patience: 30 * time.Second, Grace: 10 * time.Second, Load: 15 * time.Minute, Probe: 20 * time.Second,
-	Retry: time.Second, RetryMost: 5 * time.Minute, Settled: 10 * time.Minute, Poll: 200 * time.Millisecond,
+	Retry: time.Second, RetryMost: 5 * time.Minute, Space: 15 * time.Second, Settled: 10 * time.Minute, Poll: 200 * time.Millisecond,
 }
 
 // logLimit is the size in bytes at which a module's log begins anew.
@@ -297,29 +301,32 @@ func (r *Runner) overtake(sequence uint64) bool {
 	return true
 }
 
-// Needed returns the digests of all content that the device's slots and its
-// desired state name; the rest may be collected.
-func (r *Runner) Needed() map[atelier.Digest]bool {
+// Holdings returns the versions that the device's slots and its desired state
+// name; all other content may be collected.
+func (r *Runner) Holdings() []fetch.Holding {
 	r.mu.Lock()
 	slots := r.slots
 	r.mu.Unlock()
-	needed := map[atelier.Digest]bool{}
-	add := func(m *atelier.Module) {
-		for _, f := range m.Content() {
-			needed[f.Digest] = true
-		}
+	var all []fetch.Holding
+	add := func(m *atelier.Module, previous bool) {
+		all = append(all, fetch.Holding{Model: m.Model.Name, Version: m.Model.Version, Files: m.Content(), Previous: previous})
 	}
 	for _, record := range slots.Modules {
-		for _, slot := range record.All() {
-			add(&slot.Module)
+		for _, slot := range append([]*state.Slot{record.Current, record.Candidate}, record.Leaving...) {
+			if slot != nil {
+				add(&slot.Module, false)
+			}
+		}
+		if p := record.Previous; p != nil {
+			add(&p.Module, true)
 		}
 	}
 	if d := r.opts.Store.Desired(); d != nil {
 		for i := range d.Modules {
-			add(&d.Modules[i])
+			add(&d.Modules[i], false)
 		}
 	}
-	return needed
+	return all
 }
 
 // Status returns the state of every module, ordered by deployment.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,7 @@ import (
 // times make a test quick.
 var times = Times{
 	Patience: 20 * time.Second, Grace: time.Second, Load: 20 * time.Second, Probe: 5 * time.Millisecond,
-	Retry: time.Millisecond, RetryMost: 20 * time.Millisecond, Settled: time.Hour, Poll: time.Millisecond,
+	Retry: time.Millisecond, RetryMost: 20 * time.Millisecond, Space: 5 * time.Millisecond, Settled: time.Hour, Poll: time.Millisecond,
 }
 
 // device is a device whose agent can be restarted at will.
@@ -259,6 +260,33 @@ func TestTheOldRolloutGoesWhenItsLastRequestIsAnswered(t *testing.T) {
 	}
 	d.gateway.Busy(old.Rollout, 0)
 	d.serves(new)
+}
+
+// TestHoldings: what the device holds is what its slots and its desired state
+// name, and the way back leads to the last other version.
+func TestHoldings(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t)
+	d.start()
+	one := d.module("digits", "one")
+	two := d.next(one, "two")
+	again := two
+	again.Rollout, again.Limits.Memory = atelier.NewID(), 1<<30
+	for _, m := range []atelier.Module{one, two, again} {
+		d.desire(m)
+		d.serves(m)
+	}
+	d.eventually("the rollouts before have left", func() bool { return len(d.store.Slots().Modules[one.Deployment].Leaving) == 0 })
+	previous := map[int]bool{}
+	for _, h := range d.runner.Holdings() {
+		if len(h.Files) != 2 || h.Model != "digits" {
+			t.Errorf("a holding is %+v", h)
+		}
+		previous[h.Version] = h.Previous
+	}
+	if want := map[int]bool{1: true, 2: false}; !maps.Equal(previous, want) {
+		t.Errorf("the device holds %v, expected were %v", previous, want)
+	}
 }
 
 func TestPatienceEnds(t *testing.T) {
