@@ -43,7 +43,7 @@ type Fetcher struct {
 	store    Store
 	receiver Receiver
 	opts     Options
-	turn     chan struct{} // holds one token: one module fetches at a time
+	turn     turn
 
 	mu    sync.Mutex
 	sound map[atelier.Digest]bool // seen to be what its digest says since the agent started
@@ -65,7 +65,7 @@ func New(store Store, receiver Receiver, opts Options) *Fetcher {
 	if opts.Policy == nil {
 		opts.Policy = func() Policy { return Policy{} }
 	}
-	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1), sound: map[atelier.Digest]bool{}}
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: newTurn(), sound: map[atelier.Digest]bool{}}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -76,22 +76,52 @@ func New(store Store, receiver Receiver, opts Options) *Fetcher {
 // something else, and those of the Receiver.
 func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
 	files = distinct(files)
-	missing, here, err := f.missing(ctx, files)
+	if done, err := f.here(ctx, files, progress); done || err != nil {
+		return err
+	}
+	leave, err := f.turn.take(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
+	return f.bring(ctx, files, progress)
+}
+
+// Prefetch is Fetch for what is not needed yet: it lets go of its turn whenever
+// somebody calls Fetch, and goes on afterwards.
+func (f *Fetcher) Prefetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
+	files = distinct(files)
+	if done, err := f.here(ctx, files, progress); done || err != nil {
+		return err
+	}
+	for {
+		lent, leave, err := f.turn.borrow(ctx)
+		if err != nil {
+			return err
+		}
+		err = f.bring(lent, files, progress)
+		leave()
+		if err == nil || !claimed(lent) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// here reports whether all files are in the store.
+func (f *Fetcher) here(ctx context.Context, files []atelier.File, progress func(int64)) (bool, error) {
+	missing, here, err := f.missing(ctx, files)
+	if err != nil {
+		return false, err
+	}
 	progress(here)
-	if len(missing) == 0 {
-		return nil
-	}
-	select {
-	case f.turn <- struct{}{}:
-		defer func() { <-f.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return len(missing) == 0, nil
+}
+
+// bring fetches what is missing of files. The caller has the turn.
+func (f *Fetcher) bring(ctx context.Context, files []atelier.File, progress func(int64)) error {
 	// Another module may have brought some of it meanwhile.
-	if missing, here, err = f.missing(ctx, files); err != nil {
+	missing, here, err := f.missing(ctx, files)
+	if err != nil || len(missing) == 0 {
 		return err
 	}
 	if err := f.makeRoom(ctx, missing); err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
@@ -132,7 +133,7 @@ func TestModulesTakeTurns(t *testing.T) {
 	// One that waits for its turn lets go when it is told to.
 	h.has[atelier.DigestOf([]byte("x"))] = []byte("x")
 	late := []atelier.File{{Path: "x", Digest: atelier.DigestOf([]byte("x")), Size: 1}}
-	f.turn <- struct{}{}
+	f.turn.token <- struct{}{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := f.Fetch(ctx, late, func(int64) {}); !errors.Is(err, context.Canceled) {
@@ -164,5 +165,66 @@ func TestDamagedContentIsFetchedAnew(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "DigestMismatch"); n != 1 || len(h.asked) != 2 {
 		t.Errorf("asked for %v; the log says:\n%s", h.asked, &log)
+	}
+}
+
+// TestPrefetchGivesWay: what is not needed yet waits for what is, also in the midst
+// of its transfer, and goes on afterwards.
+func TestPrefetchGivesWay(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "later", "first", "second")
+	h.gate = make(chan struct{})
+	f := New(h.store, h, Options{Log: slog.New(slog.DiscardHandler)})
+	nothing := func(int64) {}
+	asked := func(n int) {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		for {
+			h.mu.Lock()
+			enough := len(h.asked) >= n
+			h.mu.Unlock()
+			if enough {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("asked %d times, never %d", len(h.asked), n)
+			}
+			time.Sleep(time.Millisecond) // the pause of a poll
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := f.Prefetch(t.Context(), files[:1], nothing); err != nil {
+			t.Error(err)
+		}
+	})
+	asked(1)
+	for _, file := range files[1:] {
+		wg.Go(func() {
+			if err := f.Fetch(t.Context(), []atelier.File{file}, nothing); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asked(2)
+	for range files {
+		h.gate <- struct{}{}
+	}
+	wg.Wait()
+	if later := files[0].Digest; h.asked[0] != later || h.asked[3] != later || h.most > 1 {
+		t.Errorf("asked in the order %v, %d at a time", h.asked, h.most)
+	}
+	// One that may go no further lets go of its loan.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	late := []atelier.File{{Path: "x", Digest: atelier.DigestOf([]byte("x")), Size: 1}}
+	if err := f.Prefetch(ctx, late, nothing); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if has, err := f.here(t.Context(), files, nothing); err != nil || !has {
+		t.Errorf("not all is here: %v", err)
+	}
+	if err := f.Fetch(t.Context(), files, nothing); err != nil {
+		t.Error(err)
 	}
 }

@@ -44,6 +44,8 @@ type Store interface {
 // Fetcher brings content onto the device; see agent/fetch.
 type Fetcher interface {
 	Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error
+	// Prefetch gives way to Fetch.
+	Prefetch(ctx context.Context, files []atelier.File, progress func(done int64)) error
 }
 
 // Gateway is the device's gateway; see agent/gateway.
@@ -122,6 +124,7 @@ type Runner struct {
 	mu        sync.Mutex
 	slots     state.Slots
 	instances map[string]*instance // by rollout
+	staged    map[string]*instance // by rollout: those that only fetch
 	inForce   atelier.RouteTable   // the newest that the gateway is known to have
 	untaken   error                // why the gateway did not take the newest one the last time
 	unsaved   error                // why the slots could not be saved the last time
@@ -131,7 +134,7 @@ type Runner struct {
 func New(opts Options) *Runner {
 	r := &Runner{
 		opts: opts, targets: map[string]targets.Target{}, wake: make(chan struct{}, 1),
-		slots: opts.Store.Slots(), instances: map[string]*instance{},
+		slots: opts.Store.Slots(), instances: map[string]*instance{}, staged: map[string]*instance{},
 	}
 	for _, t := range opts.Targets {
 		r.targets[t.Kind()] = t
@@ -205,6 +208,7 @@ func (r *Runner) decide() bool {
 	}
 	r.unsaved, r.slots = err, next
 	r.follow()
+	r.stage()
 	return err == nil
 }
 
@@ -322,8 +326,8 @@ func (r *Runner) Holdings() []fetch.Holding {
 		}
 	}
 	if d := r.opts.Store.Desired(); d != nil {
-		for i := range d.Modules {
-			add(&d.Modules[i], false)
+		for _, m := range append(slices.Clone(d.Modules), d.Staged...) {
+			add(&m, false)
 		}
 	}
 	return all
@@ -343,6 +347,7 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 		}
 		list = append(list, s)
 	}
+	list = r.withStaged(list)
 	slices.SortFunc(list, func(a, b atelier.ModuleStatus) int {
 		if a.Deployment < b.Deployment {
 			return -1

@@ -46,6 +46,9 @@ type device struct {
 	mu       sync.Mutex
 	contents map[atelier.Digest][]byte
 	fetchErr error
+	fetched  int // contents
+
+	staged []atelier.Module // of the desired states to come
 
 	generation uint64
 	store      *state.Store
@@ -91,9 +94,15 @@ func (d *device) Fetch(_ context.Context, files []atelier.File, progress func(in
 		if _, err := w.Commit(f.Digest, f.Size); err != nil {
 			return err
 		}
+		d.fetched++
 	}
 	progress(1)
 	return nil
+}
+
+// Prefetch implements Fetcher.
+func (d *device) Prefetch(ctx context.Context, files []atelier.File, progress func(int64)) error {
+	return d.Fetch(ctx, files, progress)
 }
 
 // start starts the agent on the device as it is.
@@ -139,7 +148,7 @@ func (d *device) register(m atelier.Module, content string) atelier.Module {
 func (d *device) desire(modules ...atelier.Module) {
 	d.Helper()
 	d.generation++
-	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules})
+	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules, Staged: d.staged})
 	_, payload, err := d.store.Verify(raw)
 	if err != nil {
 		d.Fatal(err)

@@ -42,15 +42,17 @@ func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after str
 
 // deployment returns the state of a deployment on the device.
 func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
-	for _, u := range p.desired.Unmet {
-		if u.Deployment == dep.ID {
-			s := p.bare(dep.Version)
-			s.Standing = atelier.Stand(atelier.Refused, u.Why)
-			if u.Why.Reason() == atelier.ReasonNeverConnected {
-				s.Standing = atelier.Stand(atelier.Pending, u.Why)
-			}
-			return s
-		}
+	s := p.running(dep)
+	s.Staged = p.staged(dep)
+	return s
+}
+
+// running returns how far the device is with what it shall run.
+func (p *picture) running(dep *atelier.Deployment) atelier.DeviceStatus {
+	if standing, unmet := p.unmet(dep.ID, false); unmet {
+		s := p.bare(dep.Version)
+		s.Standing = standing
+		return s
 	}
 	for i := range p.desired.Modules {
 		if m := &p.desired.Modules[i]; m.Deployment == dep.ID && m.Rollout == dep.Rollout {
@@ -58,10 +60,81 @@ func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
 		}
 	}
 	s := p.bare(dep.Version)
-	if p.device.Revoked == nil {
-		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run."))
+	switch {
+	case p.device.Revoked != nil:
+	case dep.VersionID == "":
+		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "Nothing is to run yet; the staged version will when the deployment is switched."))
+	default:
+		s.Standing = atelier.Stand(atelier.Pending, workingOut)
 	}
 	return s
+}
+
+var workingOut = atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run.")
+
+// unmet returns the standing of a deployment that the device cannot run or, where
+// staged is set, cannot hold.
+func (p *picture) unmet(deployment string, staged bool) (_ atelier.Standing, unmet bool) {
+	for _, u := range p.desired.Unmet {
+		if u.Deployment != deployment || u.Staged != staged {
+			continue
+		}
+		if u.Why.Reason() == atelier.ReasonNeverConnected {
+			return atelier.Stand(atelier.Pending, u.Why), true
+		}
+		return atelier.Stand(atelier.Refused, u.Why), true
+	}
+	return atelier.Standing{}, false
+}
+
+// staged returns how far the device is with what it shall hold, nil where that is
+// nothing.
+func (p *picture) staged(dep *atelier.Deployment) *atelier.SlotStatus {
+	if dep.Staged == nil {
+		return nil
+	}
+	s := &atelier.SlotStatus{Rollout: dep.Staged.Rollout, Model: dep.Staged.Model, Version: dep.Staged.Version, Since: dep.Staged.Since}
+	if standing, unmet := p.unmet(dep.ID, true); unmet {
+		s.Standing = standing
+		return s
+	}
+	for i := range p.desired.Staged {
+		if m := &p.desired.Staged[i]; m.Rollout == dep.Staged.Rollout {
+			return p.held(m)
+		}
+	}
+	if s.Standing = atelier.Stand(atelier.Pending, workingOut); p.device.Revoked != nil {
+		s.Standing = p.expected()
+	}
+	return s
+}
+
+// held returns how far the device is with a module that it shall hold.
+func (p *picture) held(m *atelier.Module) *atelier.SlotStatus {
+	s := &atelier.SlotStatus{Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest}
+	for _, file := range m.Content() {
+		s.Size += file.Size
+	}
+	if s.Standing = p.expected(); p.device.Revoked != nil || p.reported.State == nil {
+		return s
+	}
+	for _, reported := range p.reported.State.Modules {
+		if reported.Staged != nil && reported.Staged.Rollout == m.Rollout {
+			return reported.Staged
+		}
+	}
+	return s
+}
+
+// expected is the standing of a module of which the device has not told yet.
+func (p *picture) expected() atelier.Standing {
+	if p.device.Revoked != nil {
+		return atelier.Stand(atelier.Refused, atelier.Because(atelier.ReasonRevoked, ""))
+	}
+	if r := p.reported.Refused; r != nil && r.Position == p.desired.Position {
+		return atelier.Stand(atelier.Refused, r.Why)
+	}
+	return atelier.Stand(atelier.Pending, p.waiting())
 }
 
 // bare is a status of which only the device is known.
@@ -69,7 +142,7 @@ func (p *picture) bare(wanted int) atelier.DeviceStatus {
 	d := &p.device
 	s := atelier.DeviceStatus{Device: d.ID, DeviceName: d.Name, Connected: d.Connected, Wanted: wanted}
 	if d.Revoked != nil {
-		s.Standing = atelier.Stand(atelier.Refused, atelier.Because(atelier.ReasonRevoked, ""))
+		s.Standing = p.expected()
 	}
 	return s
 }
@@ -80,15 +153,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 	for _, file := range m.Content() {
 		s.Size += file.Size
 	}
-	if p.device.Revoked != nil {
-		return s
-	}
-	if r := p.reported.Refused; r != nil && r.Position == p.desired.Position {
-		s.Standing = atelier.Stand(atelier.Refused, r.Why)
-	} else {
-		s.Standing = atelier.Stand(atelier.Pending, p.waiting())
-	}
-	if p.reported.State == nil {
+	if s.Standing = p.expected(); p.device.Revoked != nil || p.reported.State == nil {
 		return s
 	}
 	for _, reported := range p.reported.State.Modules {

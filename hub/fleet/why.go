@@ -88,12 +88,22 @@ func (p *picture) findings(now time.Time) []Finding {
 		add("desired state", p.behindWhy())
 	}
 	for _, u := range p.desired.Unmet {
-		add("deployment "+u.Name, u.Why)
+		subject := "deployment "
+		if u.Staged {
+			subject = "prefetch for "
+		}
+		add(subject+u.Name, u.Why)
 	}
 	for i := range p.desired.Modules {
 		m := &p.desired.Modules[i]
 		if s := p.status(m); s.State() != atelier.Serving || s.Why().Reason() != atelier.ReasonAsDesired {
 			add("deployment "+m.Name, s.Why())
+		}
+	}
+	for i := range p.desired.Staged {
+		m := &p.desired.Staged[i]
+		if s := p.held(m); s.State() != atelier.StagedState {
+			add("prefetch for "+m.Name, s.Why())
 		}
 	}
 	if s := p.reported.State; s != nil {
