@@ -84,7 +84,7 @@ func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
 // whoever reads the reason learns what giving it up would bring.
 func TestNamesWhatCouldBeFreed(t *testing.T) {
 	t.Parallel()
-	part := func(c string, n int) string { return strings.Repeat(c, n) }
+	part := strings.Repeat
 	h, _, files := setup(t, part("3", 300), part("4", 100), part("5", 200), part("6", 1000), part("r", 50))
 	three, four, five, six, runtime := files[0], files[1], files[2], files[3], files[4]
 	have := []Holding{previous(holding(4, four, runtime)), previous(holding(3, three, runtime)), holding(5, five, runtime), holding(6, six, runtime)}

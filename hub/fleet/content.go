@@ -23,6 +23,7 @@ func (f *Fleet) newSender() *transfer.Sender {
 	return transfer.NewSender(transfer.SenderOptions{
 		Open:     f.openFor,
 		Send:     f.sendFrame,
+		Pace:     f.pace,
 		MaxFrame: wire.MaxPacket,
 		Log:      f.log,
 	})

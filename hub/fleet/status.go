@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/catalog"
@@ -13,25 +14,26 @@ import (
 // the devices that it selects: those after the id of a device, at most limit. next
 // is the id after which the next page begins, "" after the last.
 func (f *Fleet) DeviceStatuses(ctx context.Context, workspace, ref, after string, limit int) (page []atelier.DeviceStatus, next string, err error) {
+	now := f.clock.Now()
 	err = f.store.View(ctx, func(tx store.Tx) error {
 		d, err := catalog.Deployments.Resolve(tx, workspace, "", ref)
 		if err != nil {
 			return err
 		}
-		page, next, err = statusesIn(tx, workspace, d, after, limit)
+		page, next, err = statusesIn(tx, workspace, d, after, limit, now)
 		return err
 	})
 	return page, next, err
 }
 
-func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after string, limit int) ([]atelier.DeviceStatus, string, error) {
+func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after string, limit int, now time.Time) ([]atelier.DeviceStatus, string, error) {
 	devices, next, err := devicesWhere(tx, workspace, after, limit, dep.Selector.Match)
 	if err != nil {
 		return nil, "", err
 	}
 	page := make([]atelier.DeviceStatus, 0, len(devices))
 	for _, d := range devices {
-		p, err := pictureOf(tx, workspace, d)
+		p, err := pictureOf(tx, workspace, d, now)
 		if err != nil {
 			return nil, "", err
 		}
@@ -120,7 +122,9 @@ func (p *picture) held(m *atelier.Module) *atelier.SlotStatus {
 	}
 	for _, reported := range p.reported.State.Modules {
 		if reported.Staged != nil && reported.Staged.Rollout == m.Rollout {
-			return reported.Staged
+			told := *reported.Staged
+			told.Standing = p.withWindow(told.Standing)
+			return &told
 		}
 	}
 	return s
@@ -171,13 +175,22 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		}
 		for _, slot := range []*atelier.SlotStatus{reported.Candidate, reported.Current} {
 			if slot != nil && slot.Rollout == m.Rollout {
-				s.Standing, s.Fetched, s.Restarts = slot.Standing, slot.Fetched, slot.Restarts
+				s.Standing, s.Fetched, s.Restarts = p.withWindow(slot.Standing), slot.Fetched, slot.Restarts
 				if slot.Size > 0 {
 					s.Size = slot.Size
 				}
 				break
 			}
 		}
+	}
+	return s
+}
+
+// withWindow tells of a module that is being fetched that its transfer has to wait,
+// which the device does not know.
+func (p *picture) withWindow(s atelier.Standing) atelier.Standing {
+	if p.closed != nil && s.State() == atelier.Fetching {
+		return atelier.Stand(s.State(), *p.closed)
 	}
 	return s
 }

@@ -28,6 +28,10 @@ type SenderOptions struct {
 	// Send sends a frame to peer, and may keep it. It should wait while the
 	// connection is busy rather than fail; what it fails to send counts as lost.
 	Send func(peer string, frame []byte) error
+	// Pace, where set, is asked before each frame with so many bytes to peer. 0 lets it
+	// be sent and takes the bytes off the peer's budget; else it takes nothing, and is
+	// asked again after that long. It must not wait.
+	Pace func(peer string, bytes int) time.Duration
 	// Meter, where set, is called with the content's bytes in each frame sent.
 	Meter func(peer string, d atelier.Digest, bytes int)
 	Log   *slog.Logger // nil for none
@@ -317,6 +321,10 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		if ctx.Err() != nil {
 			break
 		}
+		if wait := s.pace(t); wait > 0 {
+			t.park(wait, s.ready)
+			return
+		}
 		frame, n, err := t.frame()
 		if err != nil {
 			t.rest()
@@ -335,4 +343,16 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		}
 	}
 	t.yield(s.ready)
+}
+
+// pace returns how long t has to wait before its next frame.
+func (s *Sender) pace(t *outgoing) time.Duration {
+	if s.opts.Pace == nil {
+		return 0
+	}
+	n := t.upcoming()
+	if n == 0 {
+		return 0
+	}
+	return s.opts.Pace(t.peer, n+dataHeader)
 }
