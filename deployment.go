@@ -1,5 +1,7 @@
 package atelier
 
+import "time"
+
 // Deployment says that a model version shall serve on the devices that its
 // selector names.
 type Deployment struct {
@@ -16,6 +18,20 @@ type Deployment struct {
 	// Rollout is the id of the deployment's present content: a new one with each
 	// change of version, selector, limits or settings. Request ids carry it.
 	Rollout string `json:"rollout"`
+	// Staged is the version that devices prefetch, nil where they shall prefetch
+	// none. Where nothing was ever to run beside it, Version is 0, and VersionID and
+	// Rollout are empty.
+	Staged *Staged `json:"staged,omitempty"`
+}
+
+// Staged is a version that devices shall hold and not run yet: they fetch it while
+// the present one serves, and change to it when the deployment is switched.
+type Staged struct {
+	Model     string    `json:"model"`
+	Version   int       `json:"version"`
+	VersionID string    `json:"version_id"`
+	Rollout   string    `json:"rollout"` // the id that the rollout gets with the switch
+	Since     time.Time `json:"since"`
 }
 
 // Selector names devices, by labels or one by one. A device is selected when
@@ -76,6 +92,15 @@ type DeviceStatus struct {
 	Way        string     `json:"way,omitempty"`
 	Restarts   int        `json:"restarts"`
 	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
+	// Staged is how far the device is with the version that the deployment has
+	// staged: in the state Staged it is ready to switch.
+	Staged *SlotStatus `json:"staged,omitempty"`
+}
+
+// ReadyToSwitch reports whether the device holds the version that the deployment
+// has staged.
+func (s *DeviceStatus) ReadyToSwitch() bool {
+	return s.Staged != nil && s.Staged.State() == StagedState
 }
 
 // Rollout is the immutable record of what a deployment asked for at one time.

@@ -18,7 +18,14 @@ type DesiredState struct {
 	Generation uint64    `json:"generation"`
 	Issued     time.Time `json:"issued"`
 	Modules    []Module  `json:"modules"`
+	// Staged are modules whose content the device shall hold and that it shall not
+	// run yet; for each there may be one of the same deployment in Modules. It is sent
+	// to agents that have FeatureStage; others would ignore it.
+	Staged []Module `json:"staged,omitempty"`
 }
+
+// FeatureStage is what agents list in Facts.Features that act on DesiredState.Staged.
+const FeatureStage = "stage"
 
 // Position is a point in the order of a device's desired states.
 type Position struct {
@@ -111,6 +118,8 @@ type ModuleStatus struct {
 	Name       string      `json:"name"`
 	Current    *SlotStatus `json:"current,omitempty"`
 	Candidate  *SlotStatus `json:"candidate,omitempty"`
+	// Staged tells how far the device is with what it shall hold and not run yet.
+	Staged *SlotStatus `json:"staged,omitempty"`
 }
 
 // SlotStatus is the state of one rollout of a module.

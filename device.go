@@ -15,6 +15,8 @@ type Device struct {
 	Shard       string     `json:"shard"`      // the topic shard that the device publishes under
 	Certificate CertInfo   `json:"certificate"`
 	Revoked     *time.Time `json:"revoked,omitempty"`
+	// Transfer bounds the transfer of content to the device, besides its workspace's.
+	Transfer *TransferPolicy `json:"transfer,omitempty"`
 	// What follows is observed by the hub and written by it only.
 	Connected  bool        `json:"connected"`
 	LastSeen   *time.Time  `json:"last_seen,omitempty"`

@@ -46,6 +46,7 @@ const (
 	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
 	ReasonMisbehaves         Reason = "Misbehaves"
+	ReasonWindowClosed       Reason = "WindowClosed"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -92,6 +93,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
 	ReasonMisbehaves:         {"The device sends much that a sound agent would not: foreign topics, malformed or forged messages, or far too many.", "Look at what runs on the device; 'atelier device revoke' cuts it off."},
+	ReasonWindowClosed:       {"Content may not be transferred to the device at this time of the day.", "Nothing is to be done: the transfer goes on by itself when the window opens. 'atelier device set' and 'atelier workspace set' change it (--transfer-window)."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

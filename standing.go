@@ -21,6 +21,10 @@ const (
 	BackOff     ModuleState = "BackOff"     // failed; will be tried again by itself
 	Refused     ModuleState = "Refused"     // cannot be run here as it is asked for
 	Quarantined ModuleState = "Quarantined" // failed too often; waits for a new rollout
+
+	// StagedState is where a module is that shall not run yet: all of its content is
+	// on the device.
+	StagedState ModuleState = "Staged"
 )
 
 // Standing is a module's state and why it is in it. The two go together: Stand

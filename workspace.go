@@ -19,6 +19,9 @@ type Workspace struct {
 	Description string               `json:"description,omitempty"`
 	Tags        map[string]string    `json:"tags,omitempty"`
 	Resources   []AssociatedResource `json:"resources"`
+	// Transfer bounds the transfer of content to all devices of the workspace
+	// together; they share its bandwidth evenly.
+	Transfer *TransferPolicy `json:"transfer,omitempty"`
 }
 
 // The kinds of associated resources that a workspace has.

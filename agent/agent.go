@@ -169,16 +169,16 @@ func (a *agent) openLocal() {
 		MaxFrame: wire.MaxPacket, Reserve: a.config.Disk.ReserveBytes, Log: a.log.With("part", "content"),
 	})
 	a.fetcher = fetch.New(a.content, a.receiver, fetch.Options{
-		Reserve: a.config.Disk.ReserveBytes, Keep: time.Duration(a.config.Disk.KeepUnused),
-		Log:    a.log.With("part", "fetch"),
-		Needed: func() map[atelier.Digest]bool { return a.runner.Needed() },
-		Bases:  func(file atelier.File) []atelier.Digest { return a.runner.Bases(file) },
+		Bases: func(file atelier.File) []atelier.Digest { return a.runner.Bases(file) },
 		Arrived: func(file atelier.File, c transfer.Arrival) {
 			a.log.Info("content arrived", "part", "content", "path", file.Path, "digest", file.Digest, "bytes", file.Size,
 				"way", c.Way, "received", c.Received, "difference_failed", c.Failed)
 			a.runner.Arrived(file, c.Way, c.Received)
 			a.arrivals.Arrived(c.Way, file.Size, c.Received, c.Failed)
 		},
+		Log:      a.log.With("part", "fetch"),
+		Policy:   a.diskPolicy,
+		Holdings: func() []fetch.Holding { return a.runner.Holdings() },
 	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
@@ -256,7 +256,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 	a.mu.Lock()
 	a.configured = configured(err).Following(a.configured, time.Now())
 	if err == nil {
-		if c.Paths != a.config.Paths || c.Disk != a.config.Disk || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
+		if c.Paths != a.config.Paths || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
 			a.log.Warn("some of the changed settings take effect when the agent is restarted")
 		}
 		a.config = c
@@ -277,6 +277,12 @@ func configured(err error) atelier.Condition {
 		return atelier.Fails(atelier.ConditionConfigured, atelier.BecauseOf(atelier.ReasonConfigInvalid, err))
 	}
 	return atelier.Holds(atelier.ConditionConfigured, atelier.Because(atelier.ReasonAsDesired, "the configuration file is in force"))
+}
+
+// diskPolicy is what the configuration says of content on the disk.
+func (a *agent) diskPolicy() fetch.Policy {
+	d := a.settings().Disk
+	return fetch.Policy{Reserve: d.ReserveBytes, Keep: time.Duration(d.KeepUnused), KeepPrevious: d.KeepPrevious}
 }
 
 func (a *agent) settings() config.Config {

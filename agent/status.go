@@ -72,8 +72,14 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 		return no(atelier.Because(atelier.ReasonWaiting, "the hub has not sent a desired state yet"))
 	}
 	have := make(map[string]atelier.ModuleStatus, len(modules))
+	staged := make(map[string]*atelier.SlotStatus, len(modules)) // by rollout
 	for _, m := range modules {
-		have[m.Deployment] = m
+		if m.Current != nil || m.Candidate != nil {
+			have[m.Deployment] = m
+		}
+		if m.Staged != nil {
+			staged[m.Staged.Rollout] = m.Staged
+		}
 	}
 	for i := range desired.Modules {
 		want := &desired.Modules[i]
@@ -91,6 +97,14 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 	}
 	if len(have) > 0 {
 		return no(atelier.Because(atelier.ReasonInProgress, "modules that are no longer desired are being removed"))
+	}
+	for i := range desired.Staged {
+		switch s := staged[desired.Staged[i].Rollout]; {
+		case s == nil:
+			return no(atelier.Because(atelier.ReasonInProgress, ""))
+		case s.State() != atelier.StagedState:
+			return no(s.Why())
+		}
 	}
 	return atelier.Holds(atelier.ConditionInSync, atelier.Because(atelier.ReasonAsDesired, ""))
 }

@@ -37,8 +37,8 @@ const maxFile = 1 << 20
 //go:embed example.toml
 var Example string
 
-// Config is the agent's configuration. Log, Telemetry and Gateway take effect
-// while the agent runs; Paths and Disk when it starts.
+// Config is the agent's configuration. Log, Telemetry, Gateway and Disk take effect
+// while the agent runs; Paths, SpoolBytes and BallastBytes when it starts.
 type Config struct {
 	Log       Log       `toml:"log"`
 	Telemetry Telemetry `toml:"telemetry"`
@@ -73,6 +73,9 @@ type Disk struct {
 	BallastBytes int64 `toml:"ballast_bytes"`
 	// KeepUnused is how long content stays that no module needs any more.
 	KeepUnused Duration `toml:"keep_unused"`
+	// KeepPrevious lets the version stay that each module ran before, so that
+	// going back to it needs no transfer.
+	KeepPrevious bool `toml:"keep_previous"`
 }
 
 // Paths say where things lie; see docs/agent.md.
@@ -103,7 +106,7 @@ func Default() Config {
 		Log:       Log{Level: "info"},
 		Telemetry: Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
 		Gateway:   Gateway{Listen: "127.0.0.1:8600"},
-		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute)},
+		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute), KeepPrevious: true},
 		Paths:     Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
 	}
 }

@@ -11,7 +11,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -28,7 +27,9 @@ type Store interface {
 	Delete(atelier.Digest) error
 	Free() (int64, error)
 	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
+	Arrived(d atelier.Digest, size int64) (int64, error)
 	AbortStale(age time.Duration) error
+	AbortUnneeded(age time.Duration, needed func(atelier.Digest) bool) error
 }
 
 // Receiver pulls one content from the hub into the store, and returns when it is
@@ -44,31 +45,33 @@ type Fetcher struct {
 	store    Store
 	receiver Receiver
 	opts     Options
-	turn     chan struct{} // holds one token: one module fetches at a time
+	turn     turn
 
 	mu    sync.Mutex
 	sound map[atelier.Digest]bool // seen to be what its digest says since the agent started
 }
 
-// Options say what of the disk is used.
+// Options say what a Fetcher works with.
 type Options struct {
-	Reserve int64 // bytes that stay free
-	Log     *slog.Logger
-	// Keep is how long content stays after nothing needed it any more, so that the
-	// way back to it is short. A disk that is full does not wait for it.
-	Keep time.Duration
-	// Needed returns the digests that must stay. It is asked while Fetch and
-	// Collect run.
-	Needed func() map[atelier.Digest]bool
 	// Bases returns contents that may resemble file, the most similar first; nil for none.
 	Bases func(file atelier.File) []atelier.Digest
 	// Arrived, where set, is told how a file came.
 	Arrived func(file atelier.File, a transfer.Arrival)
+	Log     *slog.Logger
+	// Policy returns what of the disk is used, as the configuration has it now. nil
+	// is the zero Policy.
+	Policy func() Policy
+	// Holdings returns the versions that the device holds or shall hold; the rest
+	// may go. It is asked while Fetch and Collect run.
+	Holdings func() []Holding
 }
 
 // New returns a Fetcher.
 func New(store Store, receiver Receiver, opts Options) *Fetcher {
-	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1), sound: map[atelier.Digest]bool{}}
+	if opts.Policy == nil {
+		opts.Policy = func() Policy { return Policy{} }
+	}
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: newTurn(), sound: map[atelier.Digest]bool{}}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -79,22 +82,52 @@ func New(store Store, receiver Receiver, opts Options) *Fetcher {
 // something else, and those of the Receiver.
 func (f *Fetcher) Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
 	files = distinct(files)
-	missing, here, err := f.missing(ctx, files)
+	if done, err := f.here(ctx, files, progress); done || err != nil {
+		return err
+	}
+	leave, err := f.turn.take(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
+	return f.bring(ctx, files, progress)
+}
+
+// Prefetch is Fetch for what is not needed yet: it lets go of its turn whenever
+// somebody calls Fetch, and goes on afterwards.
+func (f *Fetcher) Prefetch(ctx context.Context, files []atelier.File, progress func(done int64)) error {
+	files = distinct(files)
+	if done, err := f.here(ctx, files, progress); done || err != nil {
+		return err
+	}
+	for {
+		lent, leave, err := f.turn.borrow(ctx)
+		if err != nil {
+			return err
+		}
+		err = f.bring(lent, files, progress)
+		leave()
+		if err == nil || !claimed(lent) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// here reports whether all files are in the store.
+func (f *Fetcher) here(ctx context.Context, files []atelier.File, progress func(int64)) (bool, error) {
+	missing, here, err := f.missing(ctx, files)
+	if err != nil {
+		return false, err
+	}
 	progress(here)
-	if len(missing) == 0 {
-		return nil
-	}
-	select {
-	case f.turn <- struct{}{}:
-		defer func() { <-f.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return len(missing) == 0, nil
+}
+
+// bring fetches what is missing of files. The caller has the turn.
+func (f *Fetcher) bring(ctx context.Context, files []atelier.File, progress func(int64)) error {
 	// Another module may have brought some of it meanwhile.
-	if missing, here, err = f.missing(ctx, files); err != nil {
+	missing, here, err := f.missing(ctx, files)
+	if err != nil || len(missing) == 0 {
 		return err
 	}
 	if err := f.makeRoom(ctx, missing); err != nil {
@@ -178,21 +211,6 @@ func (f *Fetcher) missing(ctx context.Context, files []atelier.File) (missing []
 	return missing, here, nil
 }
 
-// makeRoom checks that the disk can take files. Where it cannot, content that
-// nothing needs goes at once.
-func (f *Fetcher) makeRoom(ctx context.Context, files []atelier.File) error {
-	short := f.room(files)
-	if atelier.CodeOf(short) != atelier.NoSpace {
-		return short
-	}
-	for range 2 { // the first pass condemns, the second removes
-		if err := f.collect(ctx, 0); err != nil {
-			return errors.Join(short, err)
-		}
-	}
-	return f.room(files)
-}
-
 // has reports whether content is in the store and what its digest says. A
 // damaged one is removed.
 func (f *Fetcher) has(ctx context.Context, d atelier.Digest) (bool, error) {
@@ -257,25 +275,6 @@ func (f *Fetcher) markSound(d atelier.Digest) {
 	f.sound[d] = true
 }
 
-// room checks that the disk can take files. Content that has arrived in part is
-// counted in full: it is at most a little too careful.
-func (f *Fetcher) room(files []atelier.File) error {
-	var need int64
-	for _, file := range files {
-		need += file.Size
-	}
-	free, err := f.store.Free()
-	if err != nil {
-		return err
-	}
-	if short := need + f.opts.Reserve - free; short > 0 {
-		return atelier.Errorf(atelier.NoSpace, "%s are to be fetched, %s are free on the disk and %s of them stay in reserve (disk.reserve_bytes): %s too few",
-			atelier.FormatBytes(need), atelier.FormatBytes(free), atelier.FormatBytes(f.opts.Reserve), atelier.FormatBytes(short)).
-			WithRemedy("Free at least %s on the device, or remove a deployment from it.", atelier.FormatBytes(short))
-	}
-	return nil
-}
-
 // distinct returns files without those whose content was there before.
 func distinct(files []atelier.File) []atelier.File {
 	seen := make(map[atelier.Digest]bool, len(files))
@@ -296,38 +295,4 @@ func Size(files []atelier.File) int64 {
 		sum += file.Size
 	}
 	return sum
-}
-
-// Times of garbage collection.
-const (
-	collectEvery = time.Hour // at most; more often where content is kept for less
-	// staleAfter is how long an unfinished fetch is kept to be resumed.
-	staleAfter = 7 * 24 * time.Hour
-)
-
-// Collect removes content that nothing needs, now and then until ctx ends. It
-// tells failed why a pass did not work; the next one tries again.
-func (f *Fetcher) Collect(ctx context.Context, failed func(error)) {
-	ticker := time.NewTicker(min(collectEvery, max(time.Second, f.opts.Keep/2)))
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			if err := f.collect(ctx, f.opts.Keep); err != nil && ctx.Err() == nil {
-				failed(err)
-			}
-		}
-	}
-}
-
-// collect makes one pass.
-func (f *Fetcher) collect(ctx context.Context, keep time.Duration) error {
-	if err := f.store.AbortStale(staleAfter); err != nil {
-		return err
-	}
-	// Asked anew for each blob: a desired state may arrive meanwhile.
-	_, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return f.opts.Needed()[d], nil })
-	return err
 }

@@ -105,52 +105,6 @@ func TestFetchesWhatIsMissingOnce(t *testing.T) {
 	}
 }
 
-func TestSaysExactlyHowMuchSpaceIsMissing(t *testing.T) {
-	t.Parallel()
-	h, _, files := setup(t, strings.Repeat("x", 1000))
-	free, err := h.store.Free()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := New(h.store, h, Options{Reserve: free - 900, Needed: none})
-	err = f.Fetch(t.Context(), files, func(int64) {})
-	if atelier.CodeOf(err) != atelier.NoSpace || !strings.Contains(err.Error(), "1000 B are to be fetched") || !strings.Contains(err.Error(), "100 B too few") {
-		t.Errorf("got %v", err)
-	}
-	if len(h.asked) != 0 {
-		t.Error("it began all the same")
-	}
-}
-
-// none needs nothing.
-func none() map[atelier.Digest]bool { return nil }
-
-// TestFullDiskGivesUpWhatNothingNeeds: content that is only kept for a quick way
-// back must not keep new content out.
-func TestFullDiskGivesUpWhatNothingNeeds(t *testing.T) {
-	t.Parallel()
-	h, _, files := setup(t, strings.Repeat("old", 400), strings.Repeat("kept", 300), strings.Repeat("new", 400))
-	old, kept, fresh := files[0], files[1], files[2]
-	if err := New(h.store, h, Options{}).Fetch(t.Context(), []atelier.File{old, kept}, func(int64) {}); err != nil {
-		t.Fatal(err)
-	}
-	free, err := h.store.Free()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := New(h.store, h, Options{Reserve: free - 100, Keep: time.Hour, Needed: func() map[atelier.Digest]bool {
-		return map[atelier.Digest]bool{kept.Digest: true, fresh.Digest: true}
-	}})
-	if err := f.Fetch(t.Context(), []atelier.File{fresh}, func(int64) {}); err != nil {
-		t.Fatal(err)
-	}
-	for file, want := range map[atelier.File]bool{old: false, kept: true, fresh: true} {
-		if has, err := h.store.Has(file.Digest); err != nil || has != want {
-			t.Errorf("%.6s… is there: %v, %v; expected %v", file.Path, has, err, want)
-		}
-	}
-}
-
 func TestPassesErrorsOn(t *testing.T) {
 	t.Parallel()
 	h, _, files := setup(t, "one")
@@ -183,41 +137,11 @@ func TestModulesTakeTurns(t *testing.T) {
 	// One that waits for its turn lets go when it is told to.
 	h.has[atelier.DigestOf([]byte("x"))] = []byte("x")
 	late := []atelier.File{{Path: "x", Digest: atelier.DigestOf([]byte("x")), Size: 1}}
-	f.turn <- struct{}{}
+	f.turn.token <- struct{}{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := f.Fetch(ctx, late, func(int64) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestCollectKeepsWhatIsNeeded(t *testing.T) {
-	t.Parallel()
-	disk := durabletest.NewDisk()
-	now := time.Now()
-	store, err := content.Open(disk, "/content", content.WithClock(func() time.Time { return now }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &hub{store: store, has: map[atelier.Digest][]byte{}}
-	keep, drop := atelier.DigestOf([]byte("keep")), atelier.DigestOf([]byte("drop"))
-	h.has[keep], h.has[drop] = []byte("keep"), []byte("drop")
-	f := New(store, h, Options{Keep: time.Hour, Needed: func() map[atelier.Digest]bool { return map[atelier.Digest]bool{keep: true} }})
-	files := []atelier.File{{Digest: keep, Size: 4}, {Digest: drop, Size: 4}}
-	if err := f.Fetch(t.Context(), files, func(int64) {}); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := f.collect(t.Context(), time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		now = now.Add(time.Hour + time.Minute)
-	}
-	if has, err := store.Has(keep); err != nil || !has {
-		t.Errorf("what is needed is gone: %v", err)
-	}
-	if has, err := store.Has(drop); err != nil || has {
-		t.Errorf("what nobody needs is still there: %v", err)
 	}
 }
 
@@ -314,5 +238,66 @@ func TestOffersSoundBases(t *testing.T) {
 	}
 	if len(arrived) != 2 || arrived[0].Way != transfer.WayWhole {
 		t.Errorf("told %+v", arrived)
+	}
+}
+
+// TestPrefetchGivesWay: what is not needed yet waits for what is, also in the midst
+// of its transfer, and goes on afterwards.
+func TestPrefetchGivesWay(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "later", "first", "second")
+	h.gate = make(chan struct{})
+	f := New(h.store, h, Options{Log: slog.New(slog.DiscardHandler)})
+	nothing := func(int64) {}
+	asked := func(n int) {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		for {
+			h.mu.Lock()
+			enough := len(h.asked) >= n
+			h.mu.Unlock()
+			if enough {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("asked %d times, never %d", len(h.asked), n)
+			}
+			time.Sleep(time.Millisecond) // the pause of a poll
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := f.Prefetch(t.Context(), files[:1], nothing); err != nil {
+			t.Error(err)
+		}
+	})
+	asked(1)
+	for _, file := range files[1:] {
+		wg.Go(func() {
+			if err := f.Fetch(t.Context(), []atelier.File{file}, nothing); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asked(2)
+	for range files {
+		h.gate <- struct{}{}
+	}
+	wg.Wait()
+	if later := files[0].Digest; h.asked[0] != later || h.asked[3] != later || h.most > 1 {
+		t.Errorf("asked in the order %v, %d at a time", h.asked, h.most)
+	}
+	// One that may go no further lets go of its loan.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	late := []atelier.File{{Path: "x", Digest: atelier.DigestOf([]byte("x")), Size: 1}}
+	if err := f.Prefetch(ctx, late, nothing); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if has, err := f.here(t.Context(), files, nothing); err != nil || !has {
+		t.Errorf("not all is here: %v", err)
+	}
+	if err := f.Fetch(t.Context(), files, nothing); err != nil {
+		t.Error(err)
 	}
 }

@@ -88,7 +88,11 @@ func refresh(slot *state.Slot, m *atelier.Module) *state.Slot {
 func promote(record *state.Record) {
 	if record.Current != nil {
 		leave(record, record.Current)
-		record.Previous = record.Current
+		// The way back leads to another version, also where this one was rolled
+		// out again with other settings.
+		if record.Current.Module.Model.Digest != record.Candidate.Module.Model.Digest {
+			record.Previous = record.Current
+		}
 	}
 	record.Current, record.Candidate = record.Candidate, nil
 }

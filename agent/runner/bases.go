@@ -18,14 +18,21 @@ const maxBases = 16
 func (r *Runner) Bases(file atelier.File) []atelier.Digest {
 	r.mu.Lock()
 	slots := r.slots
-	r.mu.Unlock()
-	var near, further []*atelier.Module
+	staged := map[string]bool{} // deployments that stage the file
 	models := map[string]bool{}
 	entry := false
+	for _, s := range r.staged {
+		if m := &s.module; m.Has(file.Digest) {
+			staged[m.Deployment], models[m.Model.Name] = true, true
+			entry = entry || m.Model.Variant.Entry == file.Path
+		}
+	}
+	r.mu.Unlock()
+	var near, further []*atelier.Module
 	var others []*state.Record
 	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
 		record := slots.Modules[deployment]
-		if !slices.ContainsFunc(record.All(), func(s *state.Slot) bool { return s.Module.Has(file.Digest) }) {
+		if !staged[deployment] && !slices.ContainsFunc(record.All(), func(s *state.Slot) bool { return s.Module.Has(file.Digest) }) {
 			others = append(others, record)
 			continue
 		}
@@ -65,9 +72,11 @@ func (r *Runner) Bases(file atelier.File) []atelier.Digest {
 func (r *Runner) Arrived(file atelier.File, way string, received int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, i := range r.instances {
-		if i.module.Has(file.Digest) {
-			i.arrived(way, received)
+	for _, instances := range []map[string]*instance{r.instances, r.staged} {
+		for _, i := range instances {
+			if i.module.Has(file.Digest) {
+				i.arrived(way, received)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"time"
@@ -22,6 +23,8 @@ type instance struct {
 
 	retired chan struct{} // closed when it shall leave
 	once    sync.Once
+
+	told atelier.Reason // of the last failure; the working goroutine's own
 
 	mu     sync.Mutex
 	status atelier.SlotStatus
@@ -144,40 +147,57 @@ func (i *instance) live(leave context.Context) {
 // serve does the steps, watches the module, and does them again after a pause
 // whenever something failed, until ctx ends.
 func (i *instance) serve(ctx context.Context) {
-	log := i.runner.opts.Log.With("module", i.module.Name, "rollout", i.module.Rollout)
-	times := i.runner.opts.Times
 	failures := 0
 	for ctx.Err() == nil {
 		err := i.bringUp(ctx)
 		if err == nil {
-			log.Info("module is ready")
+			i.log().Info("module is ready")
 			began := time.Now()
 			err = i.watch(ctx)
 			if ctx.Err() == nil {
 				i.countRestart()
 			}
-			if time.Since(began) >= times.Settled {
+			if time.Since(began) >= i.runner.opts.Times.Settled {
 				failures = 0
 			}
 		}
-		if ctx.Err() != nil {
-			return
-		}
 		failures++
-		why, final := i.explain(err, failures)
-		if final {
-			log.Error("module cannot run here", "why", why)
-			i.set(atelier.Refused, why)
-			<-ctx.Done()
-			return
-		}
-		pause := backoff(times.Retry, times.RetryMost, failures)
-		log.Warn("module failed", "why", why, "retry_in", pause.Round(time.Millisecond))
-		i.set(atelier.BackOff, why)
-		if !sleep(ctx, pause) {
+		if !i.failed(ctx, err, failures) {
 			return
 		}
 	}
+}
+
+// failed says why an attempt did not work, the given number in a row, and waits
+// until it is time for the next; false where there is none.
+func (i *instance) failed(ctx context.Context, err error, failures int) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	why, final := i.explain(err, failures)
+	if final {
+		i.log().Error("module cannot run here", "why", why)
+		i.set(atelier.Refused, why)
+		<-ctx.Done()
+		return false
+	}
+	times := i.runner.opts.Times
+	pause := backoff(times.Retry, times.RetryMost, failures)
+	level := slog.LevelWarn
+	if why.Reason() == atelier.ReasonNoSpace {
+		pause = min(pause, times.Space)
+		if i.told == atelier.ReasonNoSpace {
+			level = slog.LevelDebug // each look at a disk that is still full
+		}
+	}
+	i.told = why.Reason()
+	i.log().Log(ctx, level, "module failed", "why", why, "retry_in", pause.Round(time.Millisecond))
+	i.set(atelier.BackOff, why)
+	return sleep(ctx, pause)
+}
+
+func (i *instance) log() *slog.Logger {
+	return i.runner.opts.Log.With("module", i.module.Name, "rollout", i.module.Rollout)
 }
 
 func (i *instance) countRestart() {

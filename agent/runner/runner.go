@@ -29,6 +29,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/fetch"
 	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/targets"
 )
@@ -43,6 +44,8 @@ type Store interface {
 // Fetcher brings content onto the device; see agent/fetch.
 type Fetcher interface {
 	Fetch(ctx context.Context, files []atelier.File, progress func(done int64)) error
+	// Prefetch gives way to Fetch.
+	Prefetch(ctx context.Context, files []atelier.File, progress func(done int64)) error
 }
 
 // Gateway is the device's gateway; see agent/gateway.
@@ -91,6 +94,9 @@ type Times struct {
 	Probe time.Duration
 	// Retry is the first pause after a failure, RetryMost the longest.
 	Retry, RetryMost time.Duration
+	// Space is the longest pause before a look at a disk that was too full: it costs
+	// nothing, and whoever makes room waits for it.
+	Space time.Duration
 	// Settled is how long a module must run for its failures to be forgotten.
 	Settled time.Duration
 	// Poll is how often something is looked at that cannot be waited for.
@@ -100,7 +106,7 @@ type Times struct {
 // DefaultTimes are those of the agent.
 var DefaultTimes = Times{
 	Patience: 30 * time.Second, Grace: 10 * time.Second, Load: 15 * time.Minute, Probe: 20 * time.Second,
-	Retry: time.Second, RetryMost: 5 * time.Minute, Settled: 10 * time.Minute, Poll: 200 * time.Millisecond,
+	Retry: time.Second, RetryMost: 5 * time.Minute, Space: 15 * time.Second, Settled: 10 * time.Minute, Poll: 200 * time.Millisecond,
 }
 
 // logLimit is the size in bytes at which a module's log begins anew.
@@ -118,6 +124,7 @@ type Runner struct {
 	mu        sync.Mutex
 	slots     state.Slots
 	instances map[string]*instance // by rollout
+	staged    map[string]*instance // by rollout: those that only fetch
 	inForce   atelier.RouteTable   // the newest that the gateway is known to have
 	untaken   error                // why the gateway did not take the newest one the last time
 	unsaved   error                // why the slots could not be saved the last time
@@ -127,7 +134,7 @@ type Runner struct {
 func New(opts Options) *Runner {
 	r := &Runner{
 		opts: opts, targets: map[string]targets.Target{}, wake: make(chan struct{}, 1),
-		slots: opts.Store.Slots(), instances: map[string]*instance{},
+		slots: opts.Store.Slots(), instances: map[string]*instance{}, staged: map[string]*instance{},
 	}
 	for _, t := range opts.Targets {
 		r.targets[t.Kind()] = t
@@ -201,6 +208,7 @@ func (r *Runner) decide() bool {
 	}
 	r.unsaved, r.slots = err, next
 	r.follow()
+	r.stage()
 	return err == nil
 }
 
@@ -297,29 +305,32 @@ func (r *Runner) overtake(sequence uint64) bool {
 	return true
 }
 
-// Needed returns the digests of all content that the device's slots and its
-// desired state name; the rest may be collected.
-func (r *Runner) Needed() map[atelier.Digest]bool {
+// Holdings returns the versions that the device's slots and its desired state
+// name; all other content may be collected.
+func (r *Runner) Holdings() []fetch.Holding {
 	r.mu.Lock()
 	slots := r.slots
 	r.mu.Unlock()
-	needed := map[atelier.Digest]bool{}
-	add := func(m *atelier.Module) {
-		for _, f := range m.Content() {
-			needed[f.Digest] = true
-		}
+	var all []fetch.Holding
+	add := func(m *atelier.Module, previous bool) {
+		all = append(all, fetch.Holding{Model: m.Model.Name, Version: m.Model.Version, Files: m.Content(), Previous: previous})
 	}
 	for _, record := range slots.Modules {
-		for _, slot := range record.All() {
-			add(&slot.Module)
+		for _, slot := range append([]*state.Slot{record.Current, record.Candidate}, record.Leaving...) {
+			if slot != nil {
+				add(&slot.Module, false)
+			}
+		}
+		if p := record.Previous; p != nil {
+			add(&p.Module, true)
 		}
 	}
 	if d := r.opts.Store.Desired(); d != nil {
-		for i := range d.Modules {
-			add(&d.Modules[i])
+		for _, m := range append(slices.Clone(d.Modules), d.Staged...) {
+			add(&m, false)
 		}
 	}
-	return needed
+	return all
 }
 
 // Status returns the state of every module, ordered by deployment.
@@ -336,6 +347,7 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 		}
 		list = append(list, s)
 	}
+	list = r.withStaged(list)
 	slices.SortFunc(list, func(a, b atelier.ModuleStatus) int {
 		if a.Deployment < b.Deployment {
 			return -1

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,7 @@ import (
 // times make a test quick.
 var times = Times{
 	Patience: 20 * time.Second, Grace: time.Second, Load: 20 * time.Second, Probe: 5 * time.Millisecond,
-	Retry: time.Millisecond, RetryMost: 20 * time.Millisecond, Settled: time.Hour, Poll: time.Millisecond,
+	Retry: time.Millisecond, RetryMost: 20 * time.Millisecond, Space: 5 * time.Millisecond, Settled: time.Hour, Poll: time.Millisecond,
 }
 
 // device is a device whose agent can be restarted at will.
@@ -45,6 +46,9 @@ type device struct {
 	mu       sync.Mutex
 	contents map[atelier.Digest][]byte
 	fetchErr error
+	fetched  int // contents
+
+	staged []atelier.Module // of the desired states to come
 
 	generation uint64
 	store      *state.Store
@@ -90,9 +94,15 @@ func (d *device) Fetch(_ context.Context, files []atelier.File, progress func(in
 		if _, err := w.Commit(f.Digest, f.Size); err != nil {
 			return err
 		}
+		d.fetched++
 	}
 	progress(1)
 	return nil
+}
+
+// Prefetch implements Fetcher.
+func (d *device) Prefetch(ctx context.Context, files []atelier.File, progress func(int64)) error {
+	return d.Fetch(ctx, files, progress)
 }
 
 // start starts the agent on the device as it is.
@@ -138,7 +148,7 @@ func (d *device) register(m atelier.Module, content string) atelier.Module {
 func (d *device) desire(modules ...atelier.Module) {
 	d.Helper()
 	d.generation++
-	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules})
+	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules, Staged: d.staged})
 	_, payload, err := d.store.Verify(raw)
 	if err != nil {
 		d.Fatal(err)
@@ -259,6 +269,33 @@ func TestTheOldRolloutGoesWhenItsLastRequestIsAnswered(t *testing.T) {
 	}
 	d.gateway.Busy(old.Rollout, 0)
 	d.serves(new)
+}
+
+// TestHoldings: what the device holds is what its slots and its desired state
+// name, and the way back leads to the last other version.
+func TestHoldings(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t)
+	d.start()
+	one := d.module("digits", "one")
+	two := d.next(one, "two")
+	again := two
+	again.Rollout, again.Limits.Memory = atelier.NewID(), 1<<30
+	for _, m := range []atelier.Module{one, two, again} {
+		d.desire(m)
+		d.serves(m)
+	}
+	d.eventually("the rollouts before have left", func() bool { return len(d.store.Slots().Modules[one.Deployment].Leaving) == 0 })
+	previous := map[int]bool{}
+	for _, h := range d.runner.Holdings() {
+		if len(h.Files) != 2 || h.Model != "digits" {
+			t.Errorf("a holding is %+v", h)
+		}
+		previous[h.Version] = h.Previous
+	}
+	if want := map[int]bool{1: true, 2: false}; !maps.Equal(previous, want) {
+		t.Errorf("the device holds %v, expected were %v", previous, want)
+	}
 }
 
 func TestPatienceEnds(t *testing.T) {

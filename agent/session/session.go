@@ -352,7 +352,7 @@ func (s *Session) Report(ctx context.Context, r atelier.ReportedState) error {
 func shorten(r *atelier.ReportedState) {
 	r.Modules = slices.Clone(r.Modules)
 	for i := range r.Modules {
-		for _, slot := range []**atelier.SlotStatus{&r.Modules[i].Current, &r.Modules[i].Candidate} {
+		for _, slot := range []**atelier.SlotStatus{&r.Modules[i].Current, &r.Modules[i].Candidate, &r.Modules[i].Staged} {
 			if *slot != nil {
 				short := **slot
 				short.Standing = atelier.Stand(short.State(), atelier.Because(short.Why().Reason(), "").WithRemedy(""))

@@ -88,8 +88,8 @@ func decodeDesired(payload []byte) (*atelier.DesiredState, error) {
 	if err := json.Unmarshal(payload, &d); err != nil {
 		return nil, atelier.Errorf(atelier.Invalid, "it is not the JSON of a desired state: %w", err)
 	}
-	if len(d.Modules) > maxModules {
-		return &d, atelier.Errorf(atelier.TooLarge, "it has %d modules, at most %d are allowed", len(d.Modules), maxModules)
+	if n := len(d.Modules) + len(d.Staged); n > maxModules {
+		return &d, atelier.Errorf(atelier.TooLarge, "it has %d modules, at most %d are allowed", n, maxModules)
 	}
 	seen := map[string]bool{}
 	for i := range d.Modules {
@@ -101,6 +101,17 @@ func decodeDesired(payload []byte) (*atelier.DesiredState, error) {
 			return &d, atelier.Errorf(atelier.Invalid, "deployment %s or endpoint %q is there twice", m.Deployment, m.Endpoint.Name)
 		}
 		seen[m.Deployment], seen[m.Endpoint.Name] = true, true
+	}
+	staged := map[string]bool{}
+	for i := range d.Staged {
+		m := &d.Staged[i]
+		if err := checkModule(m); err != nil {
+			return &d, fmt.Errorf("staged module %.80q: %w", m.Name, err)
+		}
+		if staged[m.Deployment] {
+			return &d, atelier.Errorf(atelier.Invalid, "deployment %s is staged twice", m.Deployment)
+		}
+		staged[m.Deployment] = true
 	}
 	return &d, nil
 }

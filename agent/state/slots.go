@@ -25,7 +25,8 @@ type Record struct {
 	Current *Slot `json:"current,omitempty"`
 	// Candidate is the rollout that is coming up; nil when there is none.
 	Candidate *Slot `json:"candidate,omitempty"`
-	// Previous was current before; its content stays so that going back is quick.
+	// Previous is the last that was current with another version of the model; its
+	// content stays so that going back is quick.
 	Previous *Slot `json:"previous,omitempty"`
 	// Leaving are rollouts that get no new requests and are to be stopped and
 	// removed when their last one is answered.

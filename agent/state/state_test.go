@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -377,6 +378,34 @@ func TestSlotsGolden(t *testing.T) {
 	}
 }
 
+// What is staged is checked as what runs is: its names become paths, too.
+func TestStagedModulesAreChecked(t *testing.T) {
+	t.Parallel()
+	one := agenttest.Module("digits", []byte("one"))
+	two := agenttest.Next(one, []byte("two"))
+	outside, nameless := two, two
+	outside.Model.Variant.Files = []atelier.File{{Path: "../model.onnx", Digest: two.Model.Digest, Size: 3}}
+	nameless.Rollout = "../x"
+	for name, c := range map[string]struct {
+		staged []atelier.Module
+		code   atelier.Code
+	}{
+		"beside what runs": {[]atelier.Module{two}, ""},
+		"twice":            {[]atelier.Module{two, agenttest.Next(two, nil)}, atelier.Invalid},
+		"outside":          {[]atelier.Module{outside}, atelier.Invalid},
+		"no id":            {[]atelier.Module{nameless}, atelier.Invalid},
+		"too many":         {make([]atelier.Module, maxModules), atelier.TooLarge},
+	} {
+		payload, err := json.Marshal(atelier.DesiredState{Modules: []atelier.Module{one}, Staged: c.staged})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeDesired(payload); atelier.CodeOf(err) != c.code {
+			t.Errorf("%s: %v, expected code %q", name, err, c.code)
+		}
+	}
+}
+
 func FuzzDecodeDesired(f *testing.F) {
 	good, err := json.Marshal(atelier.DesiredState{Modules: []atelier.Module{agenttest.Module("digits", nil)}})
 	if err != nil {
@@ -385,13 +414,13 @@ func FuzzDecodeDesired(f *testing.F) {
 	f.Add(good)
 	f.Add([]byte(`{"modules":[{"deployment":"x"}]}`))
 	f.Add([]byte(`{"modules":[null]}`))
+	f.Add(bytes.Replace(good, []byte(`"modules"`), []byte(`"staged"`), 1))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		d, err := decodeDesired(payload)
 		if err != nil {
 			return
 		}
-		for i := range d.Modules {
-			m := &d.Modules[i]
+		for _, m := range append(d.Modules, d.Staged...) {
 			if !atelier.IsID(m.Deployment) || !atelier.IsID(m.Rollout) {
 				t.Errorf("accepted the ids %q, %q", m.Deployment, m.Rollout)
 			}

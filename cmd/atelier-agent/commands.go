@@ -150,7 +150,7 @@ func printStatus(w io.Writer, s agent.Status) {
 		for _, slot := range []struct {
 			name   string
 			status *atelier.SlotStatus
-		}{{"current", m.Current}, {"candidate", m.Candidate}} {
+		}{{"current", m.Current}, {"candidate", m.Candidate}, {"staged", m.Staged}} {
 			if t := slot.status; t != nil {
 				why := ""
 				if t.State() != atelier.Serving {

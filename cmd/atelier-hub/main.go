@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	_ "time/tzdata" // windows of transfers name time zones, also where the system knows none
 
 	atelier "github.com/atelier-edge/atelier"
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ type deployFlags struct {
 	name, endpoint, target, memory, to string
 	devices                            []string
 	all, noWait                        bool
+	prefetch, change                   bool // change is --switch
 	timeout                            time.Duration
 }
 
@@ -31,9 +33,14 @@ func (a *app) deployCommand() *cobra.Command {
 
 A deployment of that name is made, or changed where there is one: what is not given stays as it is. Without a version the
 newest is taken. The command waits until every selected device serves the version, and tells why one does not; a device
-that is away gets it when it comes back (--no-wait returns at once).`,
+that is away gets it when it comes back (--no-wait returns at once).
+
+With --prefetch the devices only fetch the version, and go on with what they run; --switch then changes all of them within
+seconds. One that does not have all of it yet changes when it has. To deploy any version without either takes a prefetch back.`,
 		Example: `  atelier deploy digits:1 --to site=hall-2
   atelier deploy digits:2                      # the same devices get version 2; no request is dropped
+  atelier deploy digits:3 --prefetch           # they fetch version 3, and go on with 2
+  atelier deploy digits --switch               # and change to it
   atelier deploy silero --device press-4 --name speech`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -48,12 +55,17 @@ that is away gets it when it comes back (--no-wait returns at once).`,
 	flags.StringVar(&f.endpoint, "endpoint", "", "name of the endpoint (default the deployment's)")
 	flags.StringVar(&f.target, "target", "", "kind of target to run on (default the device's own)")
 	flags.StringVar(&f.memory, "memory", "", "memory that a module may use, such as 512MiB")
+	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
+	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
 	flags.BoolVar(&f.noWait, "no-wait", false, "return as soon as the hub has it")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long to wait")
 	return cmd
 }
 
 func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
+	if f.prefetch && f.change {
+		return errUsage{errors.New("--prefetch and --switch do not go together\n  Prefetch first, and switch when the devices are ready")}
+	}
 	model, number, err := splitVersion(ref)
 	if err != nil {
 		return err
@@ -62,7 +74,12 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if err != nil {
 		return err
 	}
-	spec := client.DeploymentSpec{Model: model, Version: firstOf(number, "latest"), Endpoint: f.endpoint, Target: f.target}
+	spec := client.DeploymentSpec{
+		Model: model, Version: firstOf(number, "latest"), Endpoint: f.endpoint, Target: f.target, Prefetch: f.prefetch, Switch: f.change,
+	}
+	if f.change {
+		spec.Version = number // what is staged where it is empty
+	}
 	if spec.Selector, err = selector(ctx, cl, ws, f); err != nil {
 		return err
 	}
@@ -76,9 +93,11 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	name := firstOf(f.name, model)
 	d, err := cl.Deployment(ctx, ws, name)
 	switch {
+	case err == nil && f.change:
+		d, err = a.change(ctx, cl, ws, d, spec)
 	case err == nil:
 		d, err = cl.UpdateDeployment(ctx, ws, d.ID, spec)
-	case atelier.CodeOf(err) != atelier.NotFound:
+	case f.change || atelier.CodeOf(err) != atelier.NotFound:
 	case spec.Selector == nil:
 		err = errUsage{fmt.Errorf("there is no deployment %q yet, and nothing says to which devices\n  Pass --to key=value, --device NAME or --all", name)}
 	default:
@@ -88,11 +107,15 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if err != nil {
 		return err
 	}
-	a.say("Deployment %s wants %s:%d on endpoint /%s", d.Name, d.Model, d.Version, d.Endpoint)
+	goal := serving(d)
+	if f.prefetch {
+		goal = staging(d)
+	}
+	a.say("Deployment %s wants %s", d.Name, goal.wants)
 	if f.noWait {
 		return a.print(d, func() table { return deploymentsTable([]atelier.Deployment{d}) })
 	}
-	statuses, err := a.await(ctx, cl, ws, d, f.timeout)
+	statuses, err := a.await(ctx, cl, ws, d, goal, f.timeout)
 	if err != nil {
 		return err
 	}
@@ -141,10 +164,37 @@ func parseBytes(s string) (int64, error) {
 	return 0, errUsage{fmt.Errorf("%q is no size; write it like 512MiB or 2GB", s)}
 }
 
-// await polls a deployment until every selected device serves what is wanted.
+// goal is what await waits for on each device.
+type goal struct {
+	wants   string                                // for people: what the deployment wants
+	missed  string                                // and what a device does not do that has not reached it
+	slot    func(atelier.DeviceStatus) goalStatus // how far a device is
+	summary func([]atelier.DeviceStatus) string   // a line on all of them, "" for none
+}
+
+// goalStatus is how far a device is with a goal.
+type goalStatus struct {
+	atelier.Standing
+	reached bool
+	line    string
+}
+
+// serving is the goal that every device serves the version that is wanted.
+func serving(d atelier.Deployment) goal {
+	return goal{
+		wants:  fmt.Sprintf("%s:%d on endpoint /%s", d.Model, d.Version, d.Endpoint),
+		missed: fmt.Sprintf("do not serve %s:%d", d.Model, d.Version),
+		slot: func(s atelier.DeviceStatus) goalStatus {
+			return goalStatus{s.Standing, s.State() == atelier.Serving && s.Version == s.Wanted, statusLine(s)}
+		},
+		summary: func([]atelier.DeviceStatus) string { return "" },
+	}
+}
+
+// await polls a deployment until every selected device has reached the goal.
 // It prints each change, and returns a refusal as soon as a device can never
 // get there by itself.
-func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier.Deployment, timeout time.Duration) ([]atelier.DeviceStatus, error) {
+func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier.Deployment, goal goal, timeout time.Duration) ([]atelier.DeviceStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	told := map[string]string{}
@@ -155,21 +205,25 @@ func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier
 		}
 		var waiting, refused []atelier.DeviceStatus
 		for _, s := range statuses {
-			line := statusLine(s)
-			if told[s.Device] != line {
-				told[s.Device] = line
-				a.say("  %s: %s", printable(s.DeviceName), printable(line))
+			is := goal.slot(s)
+			if told[s.Device] != is.line {
+				told[s.Device] = is.line
+				a.say("  %s: %s", printable(s.DeviceName), printable(is.line))
 			}
 			switch {
-			case s.State() == atelier.Refused || s.State() == atelier.Quarantined:
+			case is.State() == atelier.Refused || is.State() == atelier.Quarantined:
 				refused = append(refused, s)
-			case s.State() != atelier.Serving || s.Version != s.Wanted:
+			case !is.reached:
 				waiting = append(waiting, s)
 			}
 		}
+		if line := goal.summary(statuses); err == nil && line != told[""] {
+			told[""] = line
+			a.say("%s", line)
+		}
 		switch {
 		case err == nil && len(refused) > 0 && len(waiting) == 0:
-			return nil, notServing(atelier.Conflict, d, refused)
+			return nil, goal.notReached(atelier.Conflict, refused)
 		case err == nil && len(statuses) == 0:
 			a.say("No device is selected; those that match later will get it.")
 			return statuses, nil
@@ -179,7 +233,7 @@ func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return nil, notServing(atelier.Timeout, d, append(refused, waiting...)).
+				return nil, goal.notReached(atelier.Timeout, append(refused, waiting...)).
 					WithRemedy("The deployment stays wanted. See 'atelier deployment show %s' and 'atelier why DEVICE'.", d.Name)
 			}
 			return nil, atelier.Errorf(atelier.Timeout, "interrupted; the deployment stays wanted")
@@ -194,22 +248,30 @@ func statusLine(s atelier.DeviceStatus) string {
 		return fmt.Sprintf("serves version %d; of its %s, %s came over the wire", s.Version, atelier.FormatBytes(s.Size), atelier.FormatBytes(s.Received))
 	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
-	case s.State() == atelier.Fetching && s.Size > 0:
-		return fmt.Sprintf("Fetching, %d%% of %s", s.Fetched*100/s.Size/10*10, atelier.FormatBytes(s.Size))
-	case s.Why().Reason() == atelier.ReasonInProgress || s.Why().Reason() == atelier.ReasonWaiting:
+	}
+	return standingLine(s.Standing, s.Fetched, s.Size)
+}
+
+// standingLine tells in a line where a module stands, and how much of it is fetched.
+func standingLine(s atelier.Standing, fetched, size int64) string {
+	passing := s.Why().Reason() == atelier.ReasonInProgress || s.Why().Reason() == atelier.ReasonWaiting
+	switch {
+	case s.State() == atelier.Fetching && passing && size > 0:
+		return fmt.Sprintf("Fetching, %d%% of %s", fetched*100/size/10*10, atelier.FormatBytes(size))
+	case passing:
 		return string(s.State())
 	}
 	return fmt.Sprintf("%s, %s: %s", s.State(), s.Why().Reason(), s.Why().Message())
 }
 
-func notServing(code atelier.Code, d atelier.Deployment, statuses []atelier.DeviceStatus) *atelier.Error {
+func (g goal) notReached(code atelier.Code, statuses []atelier.DeviceStatus) *atelier.Error {
 	lines := make([]string, 0, len(statuses))
 	for _, s := range statuses {
-		lines = append(lines, fmt.Sprintf("\n  %s: %s", printable(s.DeviceName), printable(statusLine(s))))
+		lines = append(lines, fmt.Sprintf("\n  %s: %s", printable(s.DeviceName), printable(g.slot(s).line)))
 	}
-	e := atelier.Errorf(code, "%d devices do not serve %s:%d:%s", len(statuses), d.Model, d.Version, strings.Join(lines, ""))
+	e := atelier.Errorf(code, "%d devices %s:%s", len(statuses), g.missed, strings.Join(lines, ""))
 	if len(statuses) > 0 {
-		e.Remedy = statuses[0].Why().Remedy()
+		e.Remedy = g.slot(statuses[0]).Why().Remedy()
 	}
 	return e
 }
@@ -250,7 +312,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 			}{d, statuses}
 			return a.print(both, func() table {
 				t := statusesTable(statuses)
-				t.about = aboutDeployment(d)
+				t.about = aboutDeployment(d, statuses)
 				return t
 			})
 		},
@@ -262,7 +324,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 func deploymentsTable(all []atelier.Deployment) table {
 	t := table{head: []string{"NAME", "MODEL", "ENDPOINT", "DEVICES", "UPDATED"}}
 	for _, d := range all {
-		t.add(d.Name, fmt.Sprintf("%s:%d", d.Model, d.Version), "/"+d.Endpoint, selected(d.Selector), ago(d.Updated))
+		t.add(d.Name, runningVersion(d), "/"+d.Endpoint, selected(d.Selector), ago(d.Updated))
 	}
 	if len(all) == 0 {
 		t.note = "There is no deployment yet; see 'atelier deploy --help'."
@@ -270,10 +332,13 @@ func deploymentsTable(all []atelier.Deployment) table {
 	return t
 }
 
-func aboutDeployment(d atelier.Deployment) [][]string {
+func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]string {
 	about := [][]string{
-		{"Deployment:", d.Name}, {"Model:", fmt.Sprintf("%s:%d", d.Model, d.Version)}, {"Endpoint:", "/" + d.Endpoint},
+		{"Deployment:", d.Name}, {"Model:", runningVersion(d)}, {"Endpoint:", "/" + d.Endpoint},
 		{"Devices:", selected(d.Selector)}, {"Target:", firstOf(d.Target, "the device's own")},
+	}
+	if d.Staged != nil {
+		about = append(about, []string{"Staged:", fmt.Sprintf("%s, %s", stagedVersion(d), readyLine(statuses))})
 	}
 	if d.Limits.Memory > 0 {
 		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})
@@ -297,12 +362,20 @@ func selected(s atelier.Selector) string {
 
 func statusesTable(all []atelier.DeviceStatus) table {
 	t := table{head: []string{"DEVICE", "STATE", "VERSION", "WANTED", "RESTARTS", "ADDRESS"}}
+	staged := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Staged != nil })
+	if staged {
+		t.head = append(t.head, "STAGED")
+	}
 	for _, s := range all {
 		serving := "-"
 		if s.Version > 0 {
 			serving = strconv.Itoa(s.Version)
 		}
-		t.add(s.DeviceName, string(s.State()), serving, strconv.Itoa(s.Wanted), strconv.Itoa(s.Restarts), s.Address)
+		cells := []string{s.DeviceName, string(s.State()), serving, strconv.Itoa(s.Wanted), strconv.Itoa(s.Restarts), s.Address}
+		if staged {
+			cells = append(cells, stagedCell(s))
+		}
+		t.add(cells...)
 	}
 	if len(all) == 0 {
 		t.note = "No device is selected."

@@ -13,7 +13,7 @@ import (
 
 func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "Join devices and look after them",
-		a.deviceToken(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceLogs(),
+		a.deviceToken(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceSet(), a.deviceLogs(),
 		a.inWorkspace("revoke DEVICE", "Cut a device off at once; it stays listed", "Revoked device %s.", (*client.Client).RevokeDevice),
 		a.inWorkspace("delete DEVICE", "Revoke a device and forget it", "Deleted device %s.", (*client.Client).DeleteDevice))
 }
@@ -170,6 +170,7 @@ func deviceTable(d atelier.Device) table {
 		{"CPUs, memory:", fmt.Sprintf("%d, %s", d.Facts.CPUs, atelier.FormatBytes(d.Facts.Memory))},
 		{"Disk free:", atelier.FormatBytes(d.Facts.DiskFree)},
 		{"Endpoints at:", d.Facts.Gateway},
+		{"Transfers:", transferCell(d.Transfer)},
 		{"Certificate until:", d.Certificate.NotAfter.Local().Format("2006-01-02 15:04")},
 	}}
 	for _, r := range d.Facts.Runtimes {

@@ -27,6 +27,9 @@ type deploymentStatus struct {
 	Version int    `json:"version"`
 	Serving int    `json:"serving"`
 	Devices int    `json:"devices"`
+	// Staged is the version that devices prefetch, and Ready how many hold it.
+	Staged int `json:"staged,omitempty"`
+	Ready  int `json:"ready,omitempty"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -83,6 +86,9 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 			return s, err
 		}
 		one := deploymentStatus{Name: d.Name, Model: d.Model, Version: d.Version}
+		if d.Staged != nil {
+			one.Model, one.Staged = firstOf(d.Model, d.Staged.Model), d.Staged.Version
+		}
 		for on, err := range cl.DeploymentDevices(ctx, ws, d.ID) {
 			if err != nil {
 				return s, err
@@ -90,6 +96,9 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 			one.Devices++
 			if on.State() == atelier.Serving && on.Version == on.Wanted {
 				one.Serving++
+			}
+			if on.ReadyToSwitch() {
+				one.Ready++
 			}
 		}
 		s.Deployments = append(s.Deployments, one)
@@ -104,7 +113,11 @@ func statusTable(s workspaceStatus) table {
 		{"Devices:", fmt.Sprintf("%d, %d connected, %d in sync", s.Devices, s.Connected, s.InSync)},
 	}}
 	for _, d := range s.Deployments {
-		t.add("Deployment "+d.Name+":", fmt.Sprintf("%s:%d, serving on %d of %d devices", d.Model, d.Version, d.Serving, d.Devices))
+		text := fmt.Sprintf("%s:%d, serving on %d of %d devices", d.Model, d.Version, d.Serving, d.Devices)
+		if d.Staged > 0 {
+			text += fmt.Sprintf("; version %d ready to switch on %d", d.Staged, d.Ready)
+		}
+		t.add("Deployment "+d.Name+":", text)
 	}
 	if s.Connected < s.Devices || s.InSync < s.Devices {
 		t.note = "'atelier device list' shows which, 'atelier why DEVICE' says why."

@@ -88,7 +88,7 @@ func (a *app) workspaceCommand() *cobra.Command {
 	}
 	remove := a.simple("delete NAME", "Delete an empty workspace", "Deleted workspace %s.", (*client.Client).DeleteWorkspace)
 	rotate := a.simple("rotate-key NAME", "Give the workspace a new key for signing desired states", "The devices of %s learn the new key when they next connect.", (*client.Client).RotateStateKey)
-	return group("workspace", "Make and show workspaces", create, list, show, use, remove, rotate)
+	return group("workspace", "Make and show workspaces", create, list, show, use, a.workspaceSet(), remove, rotate)
 }
 
 // simple makes a command that does one thing to one thing by name and says so;
@@ -153,6 +153,7 @@ func (a *app) named(args []string) (string, error) {
 func workspaceTable(w atelier.Workspace) table {
 	t := table{rows: [][]string{
 		{"Name:", w.Name}, {"Id:", w.ID}, {"Description:", w.Description}, {"Created:", w.Created.Local().Format("2006-01-02 15:04")},
+		{"Transfers:", transferCell(w.Transfer)},
 	}}
 	for _, r := range w.Resources {
 		state := "not yet made"

@@ -8,7 +8,7 @@ const (
 	WorkspaceCreate    Verb = "workspace.create"     // make a workspace
 	WorkspaceList      Verb = "workspace.list"       // see which workspaces there are
 	WorkspaceShow      Verb = "workspace.show"       // read a workspace
-	WorkspaceUpdate    Verb = "workspace.update"     // change a workspace's name, description or tags
+	WorkspaceUpdate    Verb = "workspace.update"     // change a workspace's name, description, tags or budget
 	WorkspaceDelete    Verb = "workspace.delete"     // delete an empty workspace
 	WorkspaceRotateKey Verb = "workspace.rotate-key" // give a workspace a new key for desired states
 
@@ -40,7 +40,7 @@ const (
 	DeviceEnrol   Verb = "device.enrol"   // join a workspace as a device
 	DeviceList    Verb = "device.list"    // see devices
 	DeviceShow    Verb = "device.show"    // read a device, its desired and reported state, and why they differ
-	DeviceUpdate  Verb = "device.update"  // change a device's labels
+	DeviceUpdate  Verb = "device.update"  // change a device's labels or budget
 	DeviceRevoke  Verb = "device.revoke"  // cut a device off
 	DeviceDelete  Verb = "device.delete"  // revoke and forget a device
 	DeviceRenew   Verb = "device.renew"   // receive a new certificate as a device

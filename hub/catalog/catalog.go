@@ -4,6 +4,7 @@
 package catalog
 
 import (
+	"slices"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -88,7 +89,14 @@ var (
 		Kind: "deployment", Missing: "See 'atelier deployment list' for those that there are.",
 		Meta: func(v *atelier.Deployment) *atelier.Meta { return &v.Meta },
 		Refs: func(v *atelier.Deployment) []store.Ref {
-			return []store.Ref{{Rel: RelVersion, To: v.VersionID}}
+			var refs []store.Ref
+			if v.VersionID != "" {
+				refs = append(refs, store.Ref{Rel: RelVersion, To: v.VersionID})
+			}
+			if v.Staged != nil && v.Staged.VersionID != v.VersionID {
+				refs = append(refs, store.Ref{Rel: RelVersion, To: v.Staged.VersionID})
+			}
+			return refs
 		},
 	}
 	Endpoints = store.Collection[atelier.Endpoint]{
@@ -107,7 +115,7 @@ var (
 		Kind: "desired", Meta: func(v *DesiredState) *atelier.Meta { return &v.Meta }, Quiet: true,
 		Refs: func(v *DesiredState) []store.Ref {
 			var refs []store.Ref
-			for _, m := range v.Modules {
+			for _, m := range v.All() {
 				refs = append(refs, blobRefs(m.Content())...)
 			}
 			return refs
@@ -155,17 +163,26 @@ type DesiredState struct {
 	Modules []atelier.Module `json:"modules"`
 	// Earlier are digests of content that the device was to have before, the newest
 	// first: what it may name as the base of a difference.
-	Earlier  []atelier.Digest `json:"earlier,omitempty"`
+	Earlier []atelier.Digest `json:"earlier,omitempty"`
+	// Staged are the modules that the device shall hold and not run yet.
+	Staged   []atelier.Module `json:"staged,omitempty"`
 	Key      string           `json:"key"`      // id of the key that signed Envelope
 	Envelope []byte           `json:"envelope"` // DSSE; exactly these bytes are sent each time
 	// Unmet lists deployments that select the device and that it cannot run.
 	Unmet []Unmet `json:"unmet,omitempty"`
 }
 
-// Unmet is a deployment that a device cannot run, and why.
+// All returns the modules that the device shall run, then those that it shall hold.
+func (s *DesiredState) All() []atelier.Module {
+	return append(slices.Clone(s.Modules), s.Staged...)
+}
+
+// Unmet is a deployment that a device cannot run, or whose staged version it cannot
+// hold, and why.
 type Unmet struct {
 	Deployment string      `json:"deployment"` // id
 	Name       string      `json:"name"`
+	Staged     bool        `json:"staged,omitempty"`
 	Why        atelier.Why `json:"why"`
 }
 

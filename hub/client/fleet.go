@@ -65,6 +65,12 @@ func (c *Client) LabelDevice(ctx context.Context, ws, device string, labels atel
 	return d, c.patch(ctx, in(ws, "devices", device), map[string]any{"labels": labels}, &d)
 }
 
+// SetDeviceTransfer changes how content is transferred to a device.
+func (c *Client) SetDeviceTransfer(ctx context.Context, ws, device string, t atelier.TransferChange) (atelier.Device, error) {
+	var d atelier.Device
+	return d, c.patch(ctx, in(ws, "devices", device), map[string]any{"transfer": t}, &d)
+}
+
 // RevokeDevice cuts a device off at once.
 func (c *Client) RevokeDevice(ctx context.Context, ws, device string) error {
 	return c.post(ctx, in(ws, "devices", device, "revoke"), nil, nil)
@@ -121,6 +127,8 @@ type DeploymentSpec struct {
 	Endpoint    string            `json:"endpoint,omitempty"`
 	Target      string            `json:"target,omitempty"`
 	Limits      *atelier.Limits   `json:"limits,omitempty"`
+	Prefetch    bool              `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
+	Switch      bool              `json:"switch,omitempty"`   // the devices run what they prefetched
 }
 
 // Deployments lists the workspace's deployments.

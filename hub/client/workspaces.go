@@ -49,6 +49,12 @@ func (c *Client) Workspace(ctx context.Context, ws string) (atelier.Workspace, e
 	return w, c.get(ctx, in(ws), nil, &w)
 }
 
+// SetWorkspaceTransfer changes how content is transferred to a workspace's devices.
+func (c *Client) SetWorkspaceTransfer(ctx context.Context, ws string, t atelier.TransferChange) (atelier.Workspace, error) {
+	var w atelier.Workspace
+	return w, c.patch(ctx, in(ws), map[string]any{"transfer": t}, &w)
+}
+
 // DeleteWorkspace removes an empty workspace.
 func (c *Client) DeleteWorkspace(ctx context.Context, ws string) error {
 	return c.delete(ctx, in(ws))

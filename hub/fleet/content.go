@@ -29,6 +29,7 @@ func (f *Fleet) newSender() *transfer.Sender {
 		Send:     f.sendFrame,
 		Meter:    f.meter,
 		Cache:    contentCache,
+		Pace:     f.pace,
 		MaxFrame: wire.MaxPacket,
 		Log:      f.log,
 	}
@@ -70,7 +71,7 @@ func (f *Fleet) openFor(ctx context.Context, device string, d atelier.Digest) (t
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	if !reaches(desired.Modules, d) {
+	if !reaches(desired.All(), d) {
 		// The same answer for what is not there and for what is not the device's.
 		return nil, atelier.Errorf(atelier.Forbidden, "the device's desired state does not need %s", d)
 	}

@@ -27,6 +27,11 @@ type DeploymentSpec struct {
 	Endpoint *string // the deployment's name by default
 	Target   *string
 	Limits   *atelier.Limits
+	// Prefetch stages the version: devices fetch it and do not run it yet.
+	Prefetch bool
+	// Switch lets the devices run what is staged. A version or model that is given
+	// with it must be the staged one.
+	Switch bool
 }
 
 // Latest stands for the newest version that is not archived.
@@ -51,6 +56,9 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 	if spec.Endpoint == nil {
 		spec.Endpoint = spec.Name
 	}
+	if spec.Switch {
+		return base, errNothingStaged(*spec.Name, *spec.Model)
+	}
 	endpoint := atelier.Endpoint{Meta: atelier.Meta{ID: atelier.NewID()}, Deployment: base.ID}
 	keys := newKeys()
 	endpoint.Keys = keys.hashes()
@@ -59,8 +67,10 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 		if d, err = f.apply(tx, workspace, base, spec); err != nil {
 			return err
 		}
-		if err := f.newRollout(tx, workspace, &d, atelier.NewID(), access.PrincipalFrom(ctx).Actor()); err != nil {
-			return err
+		if d.VersionID != "" {
+			if err := f.newRollout(tx, workspace, &d, atelier.NewID(), access.PrincipalFrom(ctx).Actor()); err != nil {
+				return err
+			}
 		}
 		if d, err = catalog.Deployments.Insert(tx, workspace, "", d); err != nil {
 			return taken(err, "deployment", d.Name, "name")
@@ -89,11 +99,26 @@ func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, rev
 			return atelier.Errorf(atelier.Stale, "deployment %q has changed: it is at revision %d, not %d", old.Name, old.Revision, revision).
 				WithRemedy("Read it again, and repeat the change on what it is now.")
 		}
+		if spec.Prefetch || spec.Switch {
+			err = checkStaging(spec)
+		}
+		if err != nil {
+			return err
+		}
+		if spec.Switch {
+			if spec, err = switched(&old, spec); err != nil {
+				return err
+			}
+		}
 		if d, err = f.apply(tx, workspace, old, spec); err != nil {
 			return err
 		}
-		if !sameContent(&old, &d) {
-			if err := f.newRollout(tx, workspace, &d, rollout, access.PrincipalFrom(ctx).Actor()); err != nil {
+		if !sameContent(&old, &d) && d.VersionID != "" {
+			id := rollout
+			if s := old.Staged; s != nil && s.VersionID == d.VersionID {
+				id = s.Rollout // the devices have it under this one
+			}
+			if err := f.newRollout(tx, workspace, &d, id, access.PrincipalFrom(ctx).Actor()); err != nil {
 				return err
 			}
 		}
@@ -167,13 +192,19 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 		return d, nil
 	}
 	model, version := d.Model, Latest
+	if model == "" && d.Staged != nil {
+		model = d.Staged.Model
+	}
 	set(&model, spec.Model)
 	set(&version, spec.Version)
 	v, err := findVersion(tx, workspace, model, version)
 	if err != nil {
 		return d, err
 	}
-	d.Model, d.Version, d.VersionID = v.Model, v.Number, v.ID
+	if spec.Prefetch {
+		return d, f.stage(&d, v)
+	}
+	d.Model, d.Version, d.VersionID, d.Staged = v.Model, v.Number, v.ID, nil
 	return d, nil
 }
 

@@ -71,45 +71,61 @@ func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer tr
 
 // next returns the device's next desired state, nil where the present one is right.
 func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer) (*catalog.DesiredState, error) {
-	modules, unmet := p.resolve(d, old.Modules)
-	next, err := f.state(d, workspace, old, epoch, signer, modules, unmet)
+	state := func(w wanted) (*catalog.DesiredState, error) { return f.state(d, workspace, old, epoch, signer, w) }
+	all := p.resolve(d, old.All())
+	next, err := state(all)
 	if atelier.CodeOf(err) != atelier.TooLarge {
 		return next, err
 	}
 	// Each that does not fit beside those that were there before it gives way;
 	// the others run.
-	var kept []atelier.Module
-	for _, m := range modules {
-		_, err := f.state(d, workspace, old, epoch, signer, append(kept, m), unmet)
-		switch atelier.CodeOf(err) {
-		case "":
-			kept = append(kept, m)
-		case atelier.TooLarge:
-			unmet = append(unmet, catalog.Unmet{Deployment: m.Deployment, Name: m.Name, Why: atelier.Because(atelier.ReasonStateTooLarge,
-				fmt.Sprintf("Deployment %s brings %d files; with it, %v.", m.Name, len(m.Content()), err))})
-		default:
-			return nil, err
+	kept := wanted{unmet: all.unmet}
+	take := func(modules []atelier.Module, staged bool) error {
+		for _, m := range modules {
+			with := kept
+			if staged {
+				with.staged = append(with.staged, m)
+			} else {
+				with.modules = append(with.modules, m)
+			}
+			_, err := state(with)
+			switch atelier.CodeOf(err) {
+			case "":
+				kept = with
+			case atelier.TooLarge:
+				kept.unmet = append(kept.unmet, catalog.Unmet{Deployment: m.Deployment, Name: m.Name, Staged: staged, Why: atelier.Because(atelier.ReasonStateTooLarge,
+					fmt.Sprintf("Deployment %s brings %d files; with it, %v.", m.Name, len(m.Content()), err))})
+			default:
+				return err
+			}
 		}
+		return nil
 	}
-	return f.state(d, workspace, old, epoch, signer, kept, unmet)
+	if err := take(all.modules, false); err != nil {
+		return nil, err
+	}
+	if err := take(all.staged, true); err != nil {
+		return nil, err
+	}
+	return state(kept)
 }
 
-// state returns the device's desired state with the modules, nil where the present
+// state returns the device's desired state for what is wanted, nil where the present
 // one is the same; TooLarge where it would not fit a message.
-func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer, modules []atelier.Module, unmet []catalog.Unmet) (*catalog.DesiredState, error) {
-	body, err := json.Marshal(modules)
+func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredState, epoch uint64, signer trust.Signer, w wanted) (*catalog.DesiredState, error) {
+	digest, err := digestOf(w)
 	if err != nil {
-		return nil, atelier.Errorf(atelier.Internal, "encode modules: %w", err)
+		return nil, err
 	}
 	next := old
-	next.Earlier = earlier(old, modules)
-	next.Content, next.Modules, next.Unmet, next.Key = atelier.DigestOf(body), modules, unmet, signer.Public().ID()
+	next.Earlier = earlier(old, slices.Concat(w.modules, w.staged))
+	next.Content, next.Modules, next.Staged, next.Unmet, next.Key = digest, w.modules, w.staged, w.unmet, signer.Public().ID()
 	f.resolver.mu.Lock()
 	floor := f.resolver.overtake[d.ID]
 	f.resolver.mu.Unlock()
 	same := old.ID != "" && old.Content == next.Content && old.Key == next.Key && old.Position.Epoch >= epoch && !floor.After(old.Position)
 	if same {
-		if slices.Equal(old.Unmet, unmet) {
+		if slices.Equal(old.Unmet, w.unmet) {
 			return nil, nil
 		}
 		return &next, nil // the same bytes, with another list of what cannot run
@@ -120,7 +136,7 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 	}
 	payload, err := json.Marshal(atelier.DesiredState{
 		Workspace: workspace, Device: d.ID, Epoch: next.Position.Epoch, Generation: next.Position.Generation,
-		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: modules,
+		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: w.modules, Staged: w.staged,
 	})
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Internal, "encode a desired state: %w", err)
@@ -131,4 +147,19 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 			d.Name, atelier.FormatBytes(int64(len(next.Envelope))), atelier.FormatBytes(wire.MaxPacket))
 	}
 	return &next, err
+}
+
+// digestOf returns the digest of what a device is told: that of the modules alone
+// where nothing is staged, as it always was.
+func digestOf(w wanted) (atelier.Digest, error) {
+	body, err := json.Marshal(w.modules)
+	if err == nil && len(w.staged) > 0 {
+		var staged []byte
+		staged, err = json.Marshal(w.staged)
+		body = append(body, staged...)
+	}
+	if err != nil {
+		return "", atelier.Errorf(atelier.Internal, "encode modules: %w", err)
+	}
+	return atelier.DigestOf(body), nil
 }

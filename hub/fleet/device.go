@@ -57,10 +57,18 @@ func devicesWhere(tx store.Tx, workspace, after string, limit int, match func(*a
 	}
 }
 
-// LabelDevice replaces a device's labels; a revision of 0 whatever is there.
-func (f *Fleet) LabelDevice(ctx context.Context, workspace, ref string, revision int64, labels atelier.Labels) (d atelier.Device, err error) {
-	if err := labels.Check(); err != nil {
-		return d, err
+// DeviceChange says what to change of a device; nil leaves a field as it is.
+type DeviceChange struct {
+	Labels   *atelier.Labels // replaces all of them
+	Transfer *atelier.TransferChange
+}
+
+// UpdateDevice changes a device; a revision of 0 whatever is there.
+func (f *Fleet) UpdateDevice(ctx context.Context, workspace, ref string, revision int64, c DeviceChange) (d atelier.Device, err error) {
+	if c.Labels != nil {
+		if err := c.Labels.Check(); err != nil {
+			return d, err
+		}
 	}
 	err = f.store.Update(ctx, access.By(ctx), func(tx store.Tx) (err error) {
 		if d, err = catalog.Devices.Resolve(tx, workspace, "", ref); err != nil {
@@ -70,7 +78,12 @@ func (f *Fleet) LabelDevice(ctx context.Context, workspace, ref string, revision
 			return atelier.Errorf(atelier.Stale, "device %q has changed: it is at revision %d, not %d", d.Name, d.Revision, revision).
 				WithRemedy("Read it again, and repeat the change on what it is now.")
 		}
-		d.Labels = labels
+		set(&d.Labels, c.Labels)
+		if c.Transfer != nil {
+			if d.Transfer, err = c.Transfer.Apply(d.Transfer); err != nil {
+				return err
+			}
+		}
 		d, err = catalog.Devices.Update(tx, workspace, d)
 		return err
 	})

@@ -85,7 +85,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key},
 		facts: atelier.Facts{
 			OS: "linux", Arch: "amd64", Targets: []string{"process"}, Gateway: "127.0.0.1:8600",
-			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}},
+			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureStage},
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{},
 	}
@@ -334,6 +334,9 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 		}
 		modules = append(modules, atelier.ModuleStatus{Deployment: m.Deployment, Name: m.Name, Current: slot})
 	}
+	for _, m := range s.Staged {
+		modules = d.hold(ctx, m, modules)
+	}
 	d.mu.Lock()
 	newest := d.saved.Position() == s.Position()
 	if newest {
@@ -343,6 +346,26 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 	if newest {
 		d.report(ctx)
 	}
+}
+
+// hold fetches what a staged module needs and adds it to what is reported.
+func (d *device) hold(ctx context.Context, m atelier.Module, modules []atelier.ModuleStatus) []atelier.ModuleStatus {
+	slot := &atelier.SlotStatus{
+		Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version,
+		Standing: atelier.Stand(atelier.StagedState, atelier.Because(atelier.ReasonWaiting, "")),
+	}
+	for _, file := range m.Content() {
+		if _, err := d.receiver.Fetch(ctx, file, nil, nil); err != nil {
+			slot.Standing = atelier.Stand(atelier.BackOff, atelier.Because(atelier.ReasonUnreachable, err.Error()))
+		}
+	}
+	for i := range modules {
+		if modules[i].Deployment == m.Deployment {
+			modules[i].Staged = slot
+			return modules
+		}
+	}
+	return append(modules, atelier.ModuleStatus{Deployment: m.Deployment, Name: m.Name, Staged: slot})
 }
 
 // report reports until the hub has acknowledged it, or something newer is reported.
@@ -395,6 +418,13 @@ func (d *device) serves(dep atelier.Deployment) atelier.DeviceStatus {
 			d.name, dep.Name, found.Why().Message(), d.saved.Epoch, d.saved.Generation, d.sequence, d.acked, d.failed)
 	})
 	return found
+}
+
+// holds returns the desired state that the device has saved.
+func (d *device) holds() atelier.DesiredState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.saved
 }
 
 func (d *device) position() atelier.Position {

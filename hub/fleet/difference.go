@@ -89,7 +89,7 @@ func (f *Fleet) basesOf(ctx context.Context, device string, offered []atelier.Di
 		return nil, err
 	}
 	for _, d := range offered {
-		if !reaches(desired.Modules, d) && !slices.Contains(desired.Earlier, d) {
+		if !reaches(desired.All(), d) && !slices.Contains(desired.Earlier, d) {
 			continue
 		}
 		has, err := f.content.Has(d)
@@ -111,8 +111,8 @@ func earlier(old catalog.DesiredState, modules []atelier.Module) []atelier.Diges
 			all = append(all, d)
 		}
 	}
-	for i := range old.Modules {
-		for _, file := range old.Modules[i].Content() {
+	for _, m := range old.All() {
+		for _, file := range m.Content() {
 			add(file.Digest)
 		}
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"slices"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
@@ -50,7 +51,7 @@ func (f *Fleet) Endpoint(ctx context.Context, workspace, ref string) (e Endpoint
 		if err != nil {
 			return err
 		}
-		e, err = withAddresses(tx, workspace, found)
+		e, err = withAddresses(tx, workspace, found, f.clock.Now())
 		return err
 	})
 	return e, err
@@ -65,7 +66,7 @@ func (f *Fleet) Endpoints(ctx context.Context, workspace, after string, limit in
 		}
 		page = make([]Endpoint, len(found))
 		for i := range found {
-			if page[i], err = withAddresses(tx, workspace, found[i]); err != nil {
+			if page[i], err = withAddresses(tx, workspace, found[i], f.clock.Now()); err != nil {
 				return err
 			}
 		}
@@ -77,13 +78,13 @@ func (f *Fleet) Endpoints(ctx context.Context, workspace, after string, limit in
 // maxAddresses bounds the addresses that are told of one endpoint.
 const maxAddresses = 1000
 
-func withAddresses(tx store.Tx, workspace string, e atelier.Endpoint) (Endpoint, error) {
+func withAddresses(tx store.Tx, workspace string, e atelier.Endpoint, now time.Time) (Endpoint, error) {
 	out := Endpoint{Endpoint: e, Addresses: []Address{}}
 	d, err := catalog.Deployments.Get(tx, workspace, e.Deployment)
 	if err != nil {
 		return out, err
 	}
-	statuses, _, err := statusesIn(tx, workspace, d, "", maxAddresses)
+	statuses, _, err := statusesIn(tx, workspace, d, "", maxAddresses, now)
 	for _, s := range statuses {
 		if s.Address != "" {
 			out.Addresses = append(out.Addresses, Address{Device: s.DeviceName, URL: s.Address, State: s.State()})

@@ -121,6 +121,7 @@ type Fleet struct {
 	resolver  resolver
 	logs      collections
 	sender    *transfer.Sender
+	pacer     pacer
 	uploads   uploads
 	uploadDir string
 

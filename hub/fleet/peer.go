@@ -18,6 +18,7 @@ type peer struct {
 	workspace string
 	keys      trust.KeySet
 	revoked   bool
+	transfer  *atelier.TransferPolicy
 }
 
 // as returns a context in which the device is the caller.
@@ -97,7 +98,7 @@ func (f *Fleet) peer(ctx context.Context, device string) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	p = &peer{device: d.ID, name: d.Name, workspace: workspace, keys: trust.NewKeySet(key), revoked: d.Revoked != nil}
+	p = &peer{device: d.ID, name: d.Name, workspace: workspace, keys: trust.NewKeySet(key), revoked: d.Revoked != nil, transfer: d.Transfer}
 	f.peers.remember(p, since)
 	return p, nil
 }

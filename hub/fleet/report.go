@@ -76,7 +76,7 @@ func sameModules(a, b []atelier.ModuleStatus) bool {
 		return x.Rollout == y.Rollout && x.State() == y.State() && x.Why().Reason() == y.Why().Reason() && x.Restarts == y.Restarts
 	}
 	return slices.EqualFunc(a, b, func(x, y atelier.ModuleStatus) bool {
-		return x.Deployment == y.Deployment && slot(x.Current, y.Current) && slot(x.Candidate, y.Candidate)
+		return x.Deployment == y.Deployment && slot(x.Current, y.Current) && slot(x.Candidate, y.Candidate) && slot(x.Staged, y.Staged)
 	})
 }
 

@@ -20,10 +20,21 @@ type plan struct {
 	runtimes    []atelier.Runtime
 }
 
+// planned is a deployment with what it is made of. version is empty where nothing
+// is to run.
 type planned struct {
 	atelier.Deployment
 	version  atelier.Version
+	staged   *atelier.Version // nil where nothing is staged
 	endpoint atelier.Endpoint
+}
+
+// next returns the deployment as it will be once it is switched.
+func (p *planned) next() *planned {
+	n := *p
+	n.Model, n.Version, n.VersionID, n.Rollout = p.Staged.Model, p.Staged.Version, p.Staged.VersionID, p.Staged.Rollout
+	n.version = *p.staged
+	return &n
 }
 
 // loadPlan reads the plan of a workspace.
@@ -38,9 +49,22 @@ func loadPlan(tx store.Tx, workspace string) (plan, error) {
 		return p, err
 	}
 	err = catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
-		v, err := catalog.Versions.Get(tx, workspace, d.VersionID)
-		p.deployments = append(p.deployments, planned{d, v, endpoints[d.ID]})
-		return err
+		one := planned{Deployment: d, endpoint: endpoints[d.ID]}
+		var err error
+		if d.VersionID != "" {
+			if one.version, err = catalog.Versions.Get(tx, workspace, d.VersionID); err != nil {
+				return err
+			}
+		}
+		if d.Staged != nil {
+			v, err := catalog.Versions.Get(tx, workspace, d.Staged.VersionID)
+			if err != nil {
+				return err
+			}
+			one.staged = &v
+		}
+		p.deployments = append(p.deployments, one)
+		return nil
 	})
 	if err != nil {
 		return p, err
@@ -51,23 +75,49 @@ func loadPlan(tx store.Tx, workspace string) (plan, error) {
 	})
 }
 
-// resolve returns what device d shall run, and what it cannot. held are the
+// wanted is what a device shall run and hold, and what of it it cannot.
+type wanted struct {
+	modules []atelier.Module
+	staged  []atelier.Module
+	unmet   []catalog.Unmet
+}
+
+// resolve returns what device d shall run and hold, and what it cannot. held are the
 // modules of its present state: a rollout that is under way keeps the variant and
 // the runtime that it began with, since both are part of what was tried.
-func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (modules []atelier.Module, unmet []catalog.Unmet) {
+func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (w wanted) {
 	for i := range p.deployments {
 		dep := &p.deployments[i]
 		if !dep.Selector.Match(d) {
 			continue
 		}
-		m, why := p.module(dep, d, held)
-		if why != nil {
-			unmet = append(unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Why: *why})
-			continue
+		if dep.VersionID != "" {
+			if m, why := p.module(dep, d, held); why != nil {
+				w.unmet = append(w.unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Why: *why})
+			} else {
+				w.modules = append(w.modules, m)
+			}
 		}
-		modules = append(modules, m)
+		if dep.staged != nil {
+			if m, why := p.stage(dep.next(), d, held); why != nil {
+				w.unmet = append(w.unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Staged: true, Why: *why})
+			} else {
+				w.staged = append(w.staged, m)
+			}
+		}
 	}
-	return modules, unmet
+	return w
+}
+
+// stage resolves what a device shall hold of a deployment.
+func (p *plan) stage(dep *planned, d *atelier.Device, held []atelier.Module) (atelier.Module, *atelier.Why) {
+	m, why := p.module(dep, d, held)
+	if why == nil && !slices.Contains(d.Facts.Features, atelier.FeatureStage) {
+		old := atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf(
+			"The agent on %s does not know how to prefetch; it fetches version %d of %s when the deployment is switched.", d.Name, dep.Version, dep.Model))
+		return m, &old
+	}
+	return m, why
 }
 
 // module resolves one deployment for a device, or says why it cannot.

@@ -116,6 +116,8 @@ func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
 		}
 	case catalog.Deployments.Kind, catalog.Endpoints.Kind:
 		w.workspaces[e.Workspace] = true
+	case catalog.Workspaces.Kind:
+		f.pacer.forget(e.ID)
 	case catalog.Runtimes.Kind, catalog.Fleets.Kind:
 		w.all = true
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/catalog"
@@ -13,25 +14,26 @@ import (
 // the devices that it selects: those after the id of a device, at most limit. next
 // is the id after which the next page begins, "" after the last.
 func (f *Fleet) DeviceStatuses(ctx context.Context, workspace, ref, after string, limit int) (page []atelier.DeviceStatus, next string, err error) {
+	now := f.clock.Now()
 	err = f.store.View(ctx, func(tx store.Tx) error {
 		d, err := catalog.Deployments.Resolve(tx, workspace, "", ref)
 		if err != nil {
 			return err
 		}
-		page, next, err = statusesIn(tx, workspace, d, after, limit)
+		page, next, err = statusesIn(tx, workspace, d, after, limit, now)
 		return err
 	})
 	return page, next, err
 }
 
-func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after string, limit int) ([]atelier.DeviceStatus, string, error) {
+func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after string, limit int, now time.Time) ([]atelier.DeviceStatus, string, error) {
 	devices, next, err := devicesWhere(tx, workspace, after, limit, dep.Selector.Match)
 	if err != nil {
 		return nil, "", err
 	}
 	page := make([]atelier.DeviceStatus, 0, len(devices))
 	for _, d := range devices {
-		p, err := pictureOf(tx, workspace, d)
+		p, err := pictureOf(tx, workspace, d, now)
 		if err != nil {
 			return nil, "", err
 		}
@@ -42,15 +44,17 @@ func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after str
 
 // deployment returns the state of a deployment on the device.
 func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
-	for _, u := range p.desired.Unmet {
-		if u.Deployment == dep.ID {
-			s := p.bare(dep.Version)
-			s.Standing = atelier.Stand(atelier.Refused, u.Why)
-			if u.Why.Reason() == atelier.ReasonNeverConnected {
-				s.Standing = atelier.Stand(atelier.Pending, u.Why)
-			}
-			return s
-		}
+	s := p.running(dep)
+	s.Staged = p.staged(dep)
+	return s
+}
+
+// running returns how far the device is with what it shall run.
+func (p *picture) running(dep *atelier.Deployment) atelier.DeviceStatus {
+	if standing, unmet := p.unmet(dep.ID, false); unmet {
+		s := p.bare(dep.Version)
+		s.Standing = standing
+		return s
 	}
 	for i := range p.desired.Modules {
 		if m := &p.desired.Modules[i]; m.Deployment == dep.ID && m.Rollout == dep.Rollout {
@@ -58,10 +62,83 @@ func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
 		}
 	}
 	s := p.bare(dep.Version)
-	if p.device.Revoked == nil {
-		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run."))
+	switch {
+	case p.device.Revoked != nil:
+	case dep.VersionID == "":
+		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "Nothing is to run yet; the staged version will when the deployment is switched."))
+	default:
+		s.Standing = atelier.Stand(atelier.Pending, workingOut)
 	}
 	return s
+}
+
+var workingOut = atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run.")
+
+// unmet returns the standing of a deployment that the device cannot run or, where
+// staged is set, cannot hold.
+func (p *picture) unmet(deployment string, staged bool) (_ atelier.Standing, unmet bool) {
+	for _, u := range p.desired.Unmet {
+		if u.Deployment != deployment || u.Staged != staged {
+			continue
+		}
+		if u.Why.Reason() == atelier.ReasonNeverConnected {
+			return atelier.Stand(atelier.Pending, u.Why), true
+		}
+		return atelier.Stand(atelier.Refused, u.Why), true
+	}
+	return atelier.Standing{}, false
+}
+
+// staged returns how far the device is with what it shall hold, nil where that is
+// nothing.
+func (p *picture) staged(dep *atelier.Deployment) *atelier.SlotStatus {
+	if dep.Staged == nil {
+		return nil
+	}
+	s := &atelier.SlotStatus{Rollout: dep.Staged.Rollout, Model: dep.Staged.Model, Version: dep.Staged.Version, Since: dep.Staged.Since}
+	if standing, unmet := p.unmet(dep.ID, true); unmet {
+		s.Standing = standing
+		return s
+	}
+	for i := range p.desired.Staged {
+		if m := &p.desired.Staged[i]; m.Rollout == dep.Staged.Rollout {
+			return p.held(m)
+		}
+	}
+	if s.Standing = atelier.Stand(atelier.Pending, workingOut); p.device.Revoked != nil {
+		s.Standing = p.expected()
+	}
+	return s
+}
+
+// held returns how far the device is with a module that it shall hold.
+func (p *picture) held(m *atelier.Module) *atelier.SlotStatus {
+	s := &atelier.SlotStatus{Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest}
+	for _, file := range m.Content() {
+		s.Size += file.Size
+	}
+	if s.Standing = p.expected(); p.device.Revoked != nil || p.reported.State == nil {
+		return s
+	}
+	for _, reported := range p.reported.State.Modules {
+		if reported.Staged != nil && reported.Staged.Rollout == m.Rollout {
+			told := *reported.Staged
+			told.Standing = p.withWindow(told.Standing)
+			return &told
+		}
+	}
+	return s
+}
+
+// expected is the standing of a module of which the device has not told yet.
+func (p *picture) expected() atelier.Standing {
+	if p.device.Revoked != nil {
+		return atelier.Stand(atelier.Refused, atelier.Because(atelier.ReasonRevoked, ""))
+	}
+	if r := p.reported.Refused; r != nil && r.Position == p.desired.Position {
+		return atelier.Stand(atelier.Refused, r.Why)
+	}
+	return atelier.Stand(atelier.Pending, p.waiting())
 }
 
 // bare is a status of which only the device is known.
@@ -69,7 +146,7 @@ func (p *picture) bare(wanted int) atelier.DeviceStatus {
 	d := &p.device
 	s := atelier.DeviceStatus{Device: d.ID, DeviceName: d.Name, Connected: d.Connected, Wanted: wanted}
 	if d.Revoked != nil {
-		s.Standing = atelier.Stand(atelier.Refused, atelier.Because(atelier.ReasonRevoked, ""))
+		s.Standing = p.expected()
 	}
 	return s
 }
@@ -80,15 +157,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 	for _, file := range m.Content() {
 		s.Size += file.Size
 	}
-	if p.device.Revoked != nil {
-		return s
-	}
-	if r := p.reported.Refused; r != nil && r.Position == p.desired.Position {
-		s.Standing = atelier.Stand(atelier.Refused, r.Why)
-	} else {
-		s.Standing = atelier.Stand(atelier.Pending, p.waiting())
-	}
-	if p.reported.State == nil {
+	if s.Standing = p.expected(); p.device.Revoked != nil || p.reported.State == nil {
 		return s
 	}
 	for _, reported := range p.reported.State.Modules {
@@ -106,14 +175,23 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		}
 		for _, slot := range []*atelier.SlotStatus{reported.Candidate, reported.Current} {
 			if slot != nil && slot.Rollout == m.Rollout {
-				s.Standing, s.Fetched, s.Restarts = slot.Standing, slot.Fetched, slot.Restarts
 				s.Received, s.Way = slot.Received, slot.Way
+				s.Standing, s.Fetched, s.Restarts = p.withWindow(slot.Standing), slot.Fetched, slot.Restarts
 				if slot.Size > 0 {
 					s.Size = slot.Size
 				}
 				break
 			}
 		}
+	}
+	return s
+}
+
+// withWindow tells of a module that is being fetched that its transfer has to wait,
+// which the device does not know.
+func (p *picture) withWindow(s atelier.Standing) atelier.Standing {
+	if p.closed != nil && s.State() == atelier.Fetching {
+		return atelier.Stand(s.State(), *p.closed)
 	}
 	return s
 }

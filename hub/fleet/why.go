@@ -32,11 +32,16 @@ type picture struct {
 	device   atelier.Device
 	desired  catalog.DesiredState
 	reported catalog.ReportedState
+	closed   *atelier.Why // why no content may be transferred now; nil where it may
 }
 
-func pictureOf(tx store.Tx, workspace string, d atelier.Device) (picture, error) {
+func pictureOf(tx store.Tx, workspace string, d atelier.Device, now time.Time) (picture, error) {
 	p := picture{device: d}
-	var err error
+	w, err := catalog.Workspaces.Get(tx, "", workspace)
+	if err != nil {
+		return p, err
+	}
+	p.closed = windowWhy(&d, w.Transfer, now)
 	if p.desired, err = catalog.DesiredStates.Get(tx, workspace, d.ID); err != nil && !isNotFound(err) {
 		return p, err
 	}
@@ -50,18 +55,18 @@ func pictureOf(tx store.Tx, workspace string, d atelier.Device) (picture, error)
 // what would mend it. Where there is nothing, InSync is true and Findings empty.
 func (f *Fleet) Why(ctx context.Context, workspace, ref string) (Why, error) {
 	var p picture
+	now := f.clock.Now()
 	err := f.store.View(ctx, func(tx store.Tx) error {
 		d, err := catalog.Devices.Resolve(tx, workspace, "", ref)
 		if err != nil {
 			return err
 		}
-		p, err = pictureOf(tx, workspace, d)
+		p, err = pictureOf(tx, workspace, d, now)
 		return err
 	})
 	if err != nil {
 		return Why{}, err
 	}
-	now := f.clock.Now()
 	findings := p.findings(now)
 	if why, bad := f.conduct.why(p.device.ID, now); bad {
 		findings = append(findings, Finding{"conduct", why})
@@ -88,12 +93,22 @@ func (p *picture) findings(now time.Time) []Finding {
 		add("desired state", p.behindWhy())
 	}
 	for _, u := range p.desired.Unmet {
-		add("deployment "+u.Name, u.Why)
+		subject := "deployment "
+		if u.Staged {
+			subject = "prefetch for "
+		}
+		add(subject+u.Name, u.Why)
 	}
 	for i := range p.desired.Modules {
 		m := &p.desired.Modules[i]
 		if s := p.status(m); s.State() != atelier.Serving || s.Why().Reason() != atelier.ReasonAsDesired {
 			add("deployment "+m.Name, s.Why())
+		}
+	}
+	for i := range p.desired.Staged {
+		m := &p.desired.Staged[i]
+		if s := p.held(m); s.State() != atelier.StagedState {
+			add("prefetch for "+m.Name, s.Why())
 		}
 	}
 	if s := p.reported.State; s != nil {

@@ -15,6 +15,7 @@ type WorkspaceChange struct {
 	Name        *string
 	Description *string
 	Tags        *map[string]string
+	Transfer    *atelier.TransferChange
 }
 
 // CreateWorkspace adds a workspace with the name, description and tags of w. Its
@@ -67,6 +68,12 @@ func (r *Registry) UpdateWorkspace(ctx context.Context, id string, revision int6
 			set(&w.Name, c.Name)
 			set(&w.Description, c.Description)
 			set(&w.Tags, c.Tags)
+			if c.Transfer != nil {
+				var err error
+				if w.Transfer, err = c.Transfer.Apply(w.Transfer); err != nil {
+					return err
+				}
+			}
 			return checkWorkspace(w)
 		})
 }

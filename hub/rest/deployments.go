@@ -56,6 +56,7 @@ type DeploymentFields struct {
 	Endpoint    *string         `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
 	Target      *string         `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
 	Limits      *atelier.Limits `json:"limits,omitempty"`
+	Prefetch    bool            `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
 }
 
 type newDeployment struct {
@@ -69,12 +70,14 @@ type deploymentChange struct {
 	Name     *string           `json:"name,omitempty"`
 	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
 	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
+	Switch   bool              `json:"switch,omitempty" doc:"Let the devices run the version that they prefetched"`
 	DeploymentFields
 }
 
 func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	return fleet.DeploymentSpec{
 		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
+		Prefetch: d.Prefetch,
 	}
 }
 
@@ -129,8 +132,9 @@ func (s *server) registerDeployments(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "update-deployment", Method: http.MethodPatch, Path: deploymentPath, Tag: tag, Summary: "Change a deployment",
-		Description: "A change of what runs, where, or how begins a new rollout. A new version takes the traffic once it is ready; no request is dropped.",
-		Verb:        access.DeploymentUpdate, Kind: kind, Object: "deployment", Errors: []atelier.Code{atelier.Stale, atelier.Exists},
+		Description: "A change of what runs, where, or how begins a new rollout. A new version takes the traffic once it is ready; no request is dropped. " +
+			"With prefetch the version is only fetched; a later change with switch lets the devices run it. Any other change of model or version takes the prefetch back.",
+		Verb: access.DeploymentUpdate, Kind: kind, Object: "deployment", Errors: []atelier.Code{atelier.Stale, atelier.Exists, atelier.Conflict},
 	}, func(ctx context.Context, in *struct {
 		DeploymentParam
 		IfMatch
@@ -141,7 +145,7 @@ func (s *server) registerDeployments(api huma.API) {
 			return nil, err
 		}
 		spec := in.Body.spec()
-		spec.Name, spec.Model, spec.Selector = in.Body.Name, in.Body.Model, in.Body.Selector
+		spec.Name, spec.Model, spec.Selector, spec.Switch = in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
 		d, err := s.fleet.UpdateDeployment(ctx, workspaceOf(ctx), in.Deployment, revision, spec)
 		return resourceOf(d, err, meta)
 	})

@@ -10,6 +10,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/store"
 )
 
@@ -27,7 +28,8 @@ type DeviceParam struct {
 }
 
 type deviceChange struct {
-	Labels atelier.Labels `json:"labels" doc:"Replaces all labels"`
+	Labels   *atelier.Labels         `json:"labels,omitempty" doc:"Replaces all labels"`
+	Transfer *atelier.TransferChange `json:"transfer,omitempty" doc:"How fast, and when, content may be transferred to the device"`
 }
 
 // DeviceWhy says why a device is not in its desired state.
@@ -79,8 +81,8 @@ func (s *server) registerDevices(api huma.API) {
 		return resourceOf(d, err, meta)
 	})
 	register(s, api, operation{
-		ID: "update-device", Method: http.MethodPatch, Path: devicePath, Tag: tagDevices, Summary: "Change a device's labels",
-		Description: "Deployments select by labels: the device begins and ends to run what they say.",
+		ID: "update-device", Method: http.MethodPatch, Path: devicePath, Tag: tagDevices, Summary: "Change a device's labels, or how content is transferred to it",
+		Description: "Deployments select by labels: the device begins and ends to run what they say. A window that closes stops a transfer, which goes on when it opens.",
 		Verb:        access.DeviceUpdate, Kind: kind, Object: "device", Errors: []atelier.Code{atelier.Stale},
 	}, func(ctx context.Context, in *struct {
 		DeviceParam
@@ -91,7 +93,7 @@ func (s *server) registerDevices(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		d, err := s.fleet.LabelDevice(ctx, workspaceOf(ctx), in.Device, revision, in.Body.Labels)
+		d, err := s.fleet.UpdateDevice(ctx, workspaceOf(ctx), in.Device, revision, fleet.DeviceChange(in.Body))
 		return resourceOf(d, err, meta)
 	})
 	register(s, api, operation{

@@ -23,6 +23,8 @@ type workspaceChange struct {
 	Name        *string            `json:"name,omitempty"`
 	Description *string            `json:"description,omitempty" maxLength:"4096"`
 	Tags        *map[string]string `json:"tags,omitempty" doc:"Replaces all tags"`
+
+	Transfer *atelier.TransferChange `json:"transfer,omitempty" doc:"How fast, and when, content may be transferred to all of its devices together"`
 }
 
 func (s *server) registerWorkspaces(api huma.API) {

@@ -72,13 +72,53 @@ func (s *Store) tidy() error {
 // AbortStale drops the ingests that nobody has open and that were not written
 // to for age.
 func (s *Store) AbortStale(age time.Duration) error {
+	return s.eachIngest(func(name string, written time.Time) error { return s.abortStale(name, written, age) })
+}
+
+// AbortUnneeded does so with those Ingests only whose content needed denies.
+func (s *Store) AbortUnneeded(age time.Duration, needed func(atelier.Digest) bool) error {
 	return s.eachIngest(func(name string, written time.Time) error {
-		if s.now().Sub(written) < age || s.hold(name) != nil {
+		key, ok := strings.CutPrefix(name, kindFetch)
+		if !ok || needed(atelier.Digest("sha256:"+key)) {
 			return nil
 		}
-		defer s.release(name)
-		return s.drop(name)
+		return s.abortStale(name, written, age)
 	})
+}
+
+func (s *Store) abortStale(name string, written time.Time, age time.Duration) error {
+	if s.now().Sub(written) < age || s.hold(name) != nil {
+		return nil
+	}
+	defer s.release(name)
+	return s.drop(name)
+}
+
+// Arrived returns how many bytes of the content of d, which has size bytes, are
+// on disk already and will not be needed again by the next Ingest of it: what one
+// has accepted that was not committed. 0 where there was none.
+func (s *Store) Arrived(d atelier.Digest, size int64) (int64, error) {
+	raw, err := d.Sum()
+	if err != nil {
+		return 0, err
+	}
+	path := filepath.Join(s.dir, kindFetch+d.Hex())
+	info, err := s.fs.Stat(path + extData)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != size {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, durable.Explain(err, "look at what came of "+string(d))
+	}
+	claimed, err := durable.ReadFile(s.fs, path+extRecord)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, durable.Explain(err, "look at what came of "+string(d))
+	}
+	done, _ := decodeRecord(claimed[:min(len(claimed), maxRecord)], raw, size)
+	return done.Bytes(), nil
 }
 
 // Abort drops what has come in so far of the content of d, and of a difference of

@@ -212,6 +212,57 @@ func TestAbortStaleDropsOldIngestsOnly(t *testing.T) {
 	}
 }
 
+func TestAbortUnneededLeavesWhatIsNeeded(t *testing.T) {
+	t.Parallel()
+	disk := durabletest.NewDisk()
+	now := time.Now()
+	s := open(t, disk, content.WithClock(func() time.Time { return now }))
+	arrived := func(data []byte) int64 {
+		t.Helper()
+		n, err := s.Arrived(atelier.DigestOf(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	needed, other := sample(5*piece, 11), sample(5*piece, 12)
+	for _, data := range [][]byte{needed, other} {
+		if n := arrived(data); n != 0 {
+			t.Fatalf("%d bytes have arrived of what was never begun", n)
+		}
+		in, err := s.Ingest(atelier.DigestOf(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fill(in, data, 2); err != nil {
+			t.Fatal(err)
+		}
+		done := in.Done()
+		if err := in.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := arrived(data); n != done || n == 0 {
+			t.Fatalf("%d bytes have arrived, the ingest had accepted %d", n, done)
+		}
+	}
+	if n, err := s.Arrived(atelier.DigestOf(needed), 1); err != nil || n != 0 {
+		t.Errorf("%d bytes have arrived of content of another size, %v", n, err)
+	}
+	pass := func() {
+		t.Helper()
+		now = now.Add(time.Hour)
+		if err := s.AbortUnneeded(90*time.Minute, func(d atelier.Digest) bool { return d == atelier.DigestOf(needed) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if pass(); arrived(other) == 0 {
+		t.Error("it was dropped too early")
+	}
+	if pass(); arrived(other) != 0 || arrived(needed) == 0 {
+		t.Errorf("%d bytes are left of what nobody needs, %d of what is needed", arrived(other), arrived(needed))
+	}
+}
+
 func TestLink(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

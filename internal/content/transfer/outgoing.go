@@ -38,6 +38,9 @@ type outgoing struct {
 	sent    int64          // of them
 	allowed int64          // how many may be sent
 	at      int            // index of the chunk that was sent last
+	paced   bool           // the peer has a budget, of which
+	paid    int            // bytes of content were taken for the next frame
+	parked  *time.Timer    // ends a wait for the peer's budget; nil before the first
 }
 
 func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
@@ -184,6 +187,16 @@ func (t *outgoing) pause() {
 	t.allowed = t.sent
 }
 
+// park ends a turn of sending; the next begins no sooner than after wait.
+func (t *outgoing) park(wait time.Duration, ready chan<- *outgoing) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
+	t.parked = time.AfterFunc(wait, func() { t.yield(ready) }) // close stops it
+}
+
 // frame returns the next data frame and how many bytes of content it holds, or nil
 // where nothing may be sent.
 func (t *outgoing) frame() ([]byte, int, error) {
@@ -216,25 +229,44 @@ func (t *outgoing) read(p []byte, blob Blob, c chunk, off int64) error {
 	return t.blocks.read(d, blob, c, p, off)
 }
 
-// advance takes the next piece off the ranges: within one chunk, and no larger
-// than a frame.
-func (t *outgoing) advance() (d dataFrame, n int, blob Blob) {
+// upcoming returns how many bytes of content the next frame holds. It holds no more,
+// whatever the peer wants meanwhile.
+func (t *outgoing) upcoming() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.paced, t.paid = true, int(t.piece().Len())
+	return t.paid
+}
+
+// piece returns what the next frame would hold: within one chunk, and no larger than
+// a frame. t.mu is held.
+func (t *outgoing) piece() content.Range {
 	if t.closed || t.sent >= t.allowed || len(t.ranges) == 0 {
-		return dataFrame{}, 0, nil
+		return content.Range{}
 	}
-	r := &t.ranges[0]
+	r := t.ranges[0]
 	for t.plan.chunks[t.at].End <= r.Start {
 		t.at++ // ranges and chunks are in order
 	}
-	c := t.plan.chunks[t.at]
-	end := min(r.End, c.End, r.Start+int64(t.maxFrame-dataHeader))
-	d = dataFrame{round: t.round, chunk: t.at, offset: r.Start - c.Start}
-	n = int(end - r.Start)
+	return content.Range{Start: r.Start, End: min(r.End, t.plan.chunks[t.at].End, r.Start+int64(t.maxFrame-dataHeader))}
+}
+
+// advance takes the next piece off the ranges.
+func (t *outgoing) advance() (d dataFrame, n int, blob Blob) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.piece()
+	if n = int(p.Len()); t.paced {
+		n = min(n, t.paid)
+	}
+	if n == 0 {
+		return dataFrame{}, 0, nil
+	}
+	d = dataFrame{round: t.round, chunk: t.at, offset: p.Start - t.plan.chunks[t.at].Start}
 	t.sent += int64(n)
 	d.sent = t.sent
-	if r.Start = end; r.Start == r.End {
+	r := &t.ranges[0]
+	if r.Start += int64(n); r.Start == r.End {
 		t.ranges = t.ranges[1:]
 	}
 	return d, n, t.blob
@@ -255,6 +287,9 @@ func (t *outgoing) close() error {
 		close(t.done)
 	}
 	t.closed = true
+	if t.parked != nil {
+		t.parked.Stop()
+	}
 	if t.blob == nil {
 		return nil
 	}

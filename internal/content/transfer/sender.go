@@ -35,7 +35,11 @@ type SenderOptions struct {
 	// Meter, where set, is called with the bytes of content, or of a difference to it,
 	// in each frame sent. way is WayWhole or WayDifference.
 	Meter func(peer string, d atelier.Digest, way string, bytes int)
-	Log   *slog.Logger // nil for none
+	// Pace, where set, is asked before each frame with so many bytes to peer. 0 lets it
+	// be sent and takes the bytes off the peer's budget; else it takes nothing, and is
+	// asked again after that long. It must not wait.
+	Pace func(peer string, bytes int) time.Duration
+	Log  *slog.Logger // nil for none
 
 	// Cache is how many bytes of chunks are kept in memory, for peers that pull the
 	// same content at about the same time; such chunks are verified when they are
@@ -371,6 +375,10 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		if ctx.Err() != nil {
 			break
 		}
+		if wait := s.pace(t); wait > 0 {
+			t.park(wait, s.ready)
+			return
+		}
 		frame, n, err := t.frame()
 		if err != nil {
 			t.rest()
@@ -392,4 +400,16 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		}
 	}
 	t.yield(s.ready)
+}
+
+// pace returns how long t has to wait before its next frame.
+func (s *Sender) pace(t *outgoing) time.Duration {
+	if s.opts.Pace == nil {
+		return 0
+	}
+	n := t.upcoming()
+	if n == 0 {
+		return 0
+	}
+	return s.opts.Pace(t.peer, n+dataHeader)
 }
