@@ -41,6 +41,13 @@ func lower(name, unit string, runs []float64) Figure {
 	}
 }
 
+// higher is lower for figures of which more is better.
+func higher(name, unit string, runs []float64) Figure {
+	f := lower(name, unit, runs)
+	f.Better = "higher"
+	return f
+}
+
 // want sets the target and computes whether it is met.
 func (f Figure) want(target float64) Figure {
 	met := f.Value <= target

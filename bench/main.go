@@ -40,7 +40,7 @@ type part struct {
 	measure func(context.Context, *world) ([]Figure, error)
 }
 
-var benchmarks = []benchmark{spine}
+var benchmarks = []benchmark{spine, transfer}
 
 // limit is how long one benchmark may take.
 const limit = 20 * time.Minute
@@ -149,6 +149,9 @@ func (p part) run(ctx context.Context, root, dir string, out io.Writer) (figures
 	defer func() {
 		if err != nil && w.hub != nil {
 			err = fmt.Errorf("%w\nThe end of the hub's log:\n%s", err, w.hub.Tail(10))
+		}
+		for _, other := range w.others {
+			err = errors.Join(err, other.Stop(syscall.SIGKILL, 10*time.Second))
 		}
 		err = errors.Join(err, clean())
 	}()

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/atelier-edge/atelier/internal/boot"
@@ -25,7 +26,10 @@ type world struct {
 	dir    string // everything of this part lies below
 	out    io.Writer
 	hub    *boot.Program
-	url    string // of the workspace in the REST API
+	others []*boot.Program // ended with the part
+	listen string          // the address of the hub's REST API
+	mqtt   string          // and of its MQTT listener
+	url    string          // of the workspace in the REST API
 	token  string
 	client *http.Client
 }
@@ -38,18 +42,17 @@ type device struct {
 	agent   *boot.Program
 }
 
-// boot starts a hub, logs in and makes a workspace.
-func (w *world) boot(ctx context.Context) error {
+// boot starts a hub with further arguments, logs in and makes a workspace.
+func (w *world) boot(ctx context.Context, args ...string) error {
 	listen, err := boot.FreeAddress()
 	if err != nil {
 		return err
 	}
-	mqtt, err := boot.FreeAddress()
-	if err != nil {
+	if w.mqtt, err = boot.FreeAddress(); err != nil {
 		return err
 	}
-	w.hub = w.program("atelier-hub", "hub.log", "--data", filepath.Join(w.dir, "hub"), "--listen", listen, "--mqtt", mqtt)
-	if err := w.hub.Start(); err != nil {
+	w.listen = listen
+	if err := w.startHub(args...); err != nil {
 		return err
 	}
 	login, err := w.hub.Says(ctx, "atelier login ")
@@ -59,7 +62,9 @@ func (w *world) boot(ctx context.Context) error {
 	if _, err := w.hub.Says(ctx, "ready"); err != nil {
 		return err
 	}
-	if err := w.atelier(ctx, strings.Fields(login)[1:]...); err != nil {
+	words := strings.Fields(login)[1:]
+	words[1] = "https://" + listen // where another address is advertised, that is for devices
+	if err := w.atelier(ctx, words...); err != nil {
 		return err
 	}
 	if err := w.atelier(ctx, "workspace", "create", "bench"); err != nil {
@@ -72,17 +77,46 @@ func (w *world) boot(ctx context.Context) error {
 	return err
 }
 
-// restClient trusts the authority that the login stored.
-func (w *world) restClient() (*http.Client, error) {
+func (w *world) startHub(args ...string) error {
+	w.hub = w.program("atelier-hub", "hub.log", append([]string{"--data", filepath.Join(w.dir, "hub"), "--listen", w.listen, "--mqtt", w.mqtt}, args...)...)
+	return w.hub.Start()
+}
+
+// restartHub stops the hub and starts it with other further arguments.
+func (w *world) restartHub(ctx context.Context, args ...string) error {
+	if err := w.hub.Stop(syscall.SIGTERM, 30*time.Second); err != nil {
+		return err
+	}
+	if err := w.startHub(args...); err != nil {
+		return err
+	}
+	_, err := w.hub.Says(ctx, "ready")
+	return err
+}
+
+// authority is the certificate of the hub's authority, PEM, as the login stored it.
+func (w *world) authority() ([]byte, error) {
 	b, err := os.ReadFile(w.config())
 	if err != nil {
 		return nil, err
 	}
-	text := string(b)
 	const end = "-----END CERTIFICATE-----"
+	text := string(b)
 	i, j := strings.Index(text, "-----BEGIN"), strings.LastIndex(text, end)
+	if i < 0 || j < 0 {
+		return nil, errors.New("the login stored no certificate of the hub's authority")
+	}
+	return []byte(text[i:j+len(end)] + "\n"), nil
+}
+
+// restClient trusts the authority that the login stored.
+func (w *world) restClient() (*http.Client, error) {
+	b, err := w.authority()
+	if err != nil {
+		return nil, err
+	}
 	pool := x509.NewCertPool()
-	if i < 0 || j < 0 || !pool.AppendCertsFromPEM([]byte(text[i:j+len(end)]+"\n")) {
+	if !pool.AppendCertsFromPEM(b) {
 		return nil, errors.New("the login stored no certificate of the hub's authority")
 	}
 	return &http.Client{
@@ -176,6 +210,15 @@ func (w *world) digits(version int) string {
 
 // join makes a device and starts its agent.
 func (w *world) join(ctx context.Context, name string) (*device, error) {
+	d, err := w.admit(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return d, w.start(ctx, d)
+}
+
+// admit makes a device that has joined; its agent does not run yet.
+func (w *world) admit(ctx context.Context, name string) (*device, error) {
 	d := &device{name: name, dir: filepath.Join(w.dir, name)}
 	var err error
 	if d.gateway, err = boot.FreeAddress(); err != nil {
@@ -199,14 +242,24 @@ func (w *world) join(ctx context.Context, name string) (*device, error) {
 	if len(join) < 2 {
 		return nil, fmt.Errorf("'atelier device token' gave the command %q", token.Command)
 	}
+	for i, word := range join {
+		if strings.HasPrefix(word, "https://") {
+			join[i] = strings.TrimSuffix(w.url, "/v1/workspaces/bench") // see boot
+		}
+	}
 	if _, err := w.command(ctx, "atelier-agent", append(join[1:], "--name", name, "--config", config)...); err != nil {
 		return nil, err
 	}
 	d.agent = w.program("atelier-agent", name+"/agent.log", "run", "--config", config)
+	return d, nil
+}
+
+// start starts the device's agent and waits until it is connected.
+func (w *world) start(ctx context.Context, d *device) error {
 	if err := d.agent.Start(); err != nil {
-		return nil, err
+		return err
 	}
-	return d, w.until(ctx, d, true)
+	return w.until(ctx, d, true)
 }
 
 // until waits until the hub says that the device is connected, or is not.
