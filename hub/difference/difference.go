@@ -67,6 +67,7 @@ type entry struct {
 	pair
 	Difference atelier.Digest `json:"difference,omitempty"` // "" where it is not worth it
 	Size       int64          `json:"size_bytes,omitempty"`
+	Decoding   time.Duration  `json:"decoding_ns,omitempty"`
 	Used       time.Time      `json:"used"`
 	passing    bool           // it may work another time: not written down
 }
@@ -215,7 +216,7 @@ func (c *Cache) Find(target, base atelier.Digest) (*transfer.Difference, <-chan 
 		return nil, c.ask(p, true)
 	}
 	c.stats.Found++
-	d := &transfer.Difference{Blob: blob, Digest: e.Difference, Spoiled: func() { c.spoiled(p, e) }}
+	d := &transfer.Difference{Blob: blob, Digest: e.Difference, Decoding: e.Decoding, Spoiled: func() { c.spoiled(p, e) }}
 	if p.Base != "" {
 		d.Bases = []atelier.Digest{p.Base}
 	}

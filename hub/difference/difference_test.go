@@ -136,7 +136,7 @@ func apply(t *testing.T, difference, base, target []byte) {
 func TestMakesOnceAndKeeps(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	old := sample(200_000, 1)
+	old := sample(40_000, 1)
 	now := edited(old, 1000, 500)
 	target, base := w.add(now), w.add(old)
 	c := w.open()
@@ -168,13 +168,13 @@ func TestMakesOnceAndKeeps(t *testing.T) {
 func TestWhatSavesLittleIsDroppedAndRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	target, base, small := w.add(sample(100_000, 1)), w.add(sample(100_000, 2)), w.add([]byte("small"))
+	target, base, small := w.add(sample(20_000, 1)), w.add(sample(20_000, 2)), w.add([]byte("small"))
 	c := w.open()
 	stop := run(t, c)
 	for range 2 {
 		for _, b := range []atelier.Digest{base, ""} {
 			if d := get(t, c, target, b); d != nil {
-				t.Errorf("%d bytes for content of 100000 that nothing is known of", len(d))
+				t.Errorf("%d bytes for content that nothing is known of", len(d))
 			}
 		}
 		if d := get(t, c, small, ""); d != nil {
@@ -210,13 +210,13 @@ func TestCompressesWithoutABase(t *testing.T) {
 func TestTheLeastUsedGoesFirst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	old := sample(100_000, 1)
+	old := sample(20_000, 1)
 	base := w.add(old)
 	var targets []atelier.Digest
 	for i := range 4 {
-		targets = append(targets, w.add(edited(old, 20_000*i, 10_000)))
+		targets = append(targets, w.add(edited(old, 4_000*i, 2_000)))
 	}
-	w.opts.Limit = 35_000
+	w.opts.Limit = 7_000
 	c := w.open()
 	defer run(t, c)()
 	for i, target := range targets {
@@ -244,7 +244,7 @@ func TestTheLeastUsedGoesFirst(t *testing.T) {
 func TestDamagedDifferenceIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	old := sample(100_000, 1)
+	old := sample(20_000, 1)
 	now := edited(old, 1000, 500)
 	target, base := w.add(now), w.add(old)
 	c := w.open()
@@ -271,7 +271,7 @@ func TestDamagedContentGivesNoDifference(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.opts.Contents = w.contents
-	old := sample(100_000, 1)
+	old := sample(20_000, 1)
 	target, base := w.add(edited(old, 1000, 500)), w.add(old)
 	path := "/content/blobs/sha256/" + target.Hex()[:2] + "/" + target.Hex()
 	f, err := disk.OpenFile(path, os.O_RDONLY, 0)
@@ -282,7 +282,7 @@ func TestDamagedContentGivesNoDifference(t *testing.T) {
 		f, err = disk.OpenFile(path, os.O_RDWR, 0)
 	}
 	if err == nil {
-		_, err = f.WriteAt([]byte("x"), 50_000)
+		_, err = f.WriteAt([]byte("x"), 10_000)
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
@@ -301,8 +301,8 @@ func TestDamagedContentGivesNoDifference(t *testing.T) {
 // given afterwards is right, and nothing is left that nobody names.
 func TestFaultsAtEveryStep(t *testing.T) {
 	t.Parallel()
-	old := sample(30_000, 1)
-	first, second := edited(old, 1000, 5_000), edited(old, 9000, 5_000)
+	old := sample(10_000, 1)
+	first, second := edited(old, 1000, 1_500), edited(old, 6000, 1_500)
 	encoded := map[atelier.Digest][]byte{}
 	for _, now := range [][]byte{first, second} {
 		file := func(b []byte) delta.File {
@@ -323,7 +323,7 @@ func TestFaultsAtEveryStep(t *testing.T) {
 			t.Parallel()
 			for n := 1; ; n++ {
 				w := newWorld(t)
-				w.opts.Limit = 8000 // one of both
+				w.opts.Limit = 2400 // one of both
 				targets := map[atelier.Digest][]byte{w.add(first): first, w.add(second): second}
 				base := w.add(old)
 				fault(w.disk, n)
@@ -385,7 +385,7 @@ func TestUnreadableIndex(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			old := sample(100_000, 1)
+			old := sample(20_000, 1)
 			target, base := w.add(edited(old, 1000, 500)), w.add(old)
 			c := w.open()
 			stop := run(t, c)
