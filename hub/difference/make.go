@@ -150,7 +150,7 @@ func (c *Cache) prove(ctx context.Context, d atelier.Digest, target delta.File, 
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
 	h := sha256.New()
-	err = delta.Decode(ctx, h, io.NewSectionReader(blob, 0, blob.Size()), target.Size, func(base atelier.Digest) (io.ReaderAt, int64, error) {
+	err = c.decode(ctx, h, io.NewSectionReader(blob, 0, blob.Size()), target.Size, func(base atelier.Digest) (io.ReaderAt, int64, error) {
 		for _, b := range bases {
 			if b.Digest == base {
 				return io.NewSectionReader(b.Content, 0, b.Size), b.Size, nil
