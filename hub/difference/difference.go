@@ -52,8 +52,10 @@ type Cache struct {
 	opts  Options
 	store *content.Store // has the differences
 	wake  chan struct{}
-	// encode is delta.Encode, except in tests that make a difference many times.
+	// encode and decode are those of delta, except in tests that make a difference many
+	// times: both are slow.
 	encode func(context.Context, io.Writer, delta.File, []delta.File, delta.Options) (delta.Result, error)
+	decode func(context.Context, io.Writer, io.Reader, int64, func(atelier.Digest) (io.ReaderAt, int64, error)) error
 
 	mu      sync.Mutex
 	entries map[pair]*entry
@@ -67,6 +69,7 @@ type entry struct {
 	pair
 	Difference atelier.Digest `json:"difference,omitempty"` // "" where it is not worth it
 	Size       int64          `json:"size_bytes,omitempty"`
+	Decoding   time.Duration  `json:"decoding_ns,omitempty"`
 	Used       time.Time      `json:"used"`
 	passing    bool           // it may work another time: not written down
 }
@@ -107,7 +110,7 @@ func Open(o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cache{opts: o, store: store, wake: make(chan struct{}, 1), encode: delta.Encode, entries: map[pair]*entry{}, jobs: map[pair]*job{}}
+	c := &Cache{opts: o, store: store, wake: make(chan struct{}, 1), encode: delta.Encode, decode: delta.Decode, entries: map[pair]*entry{}, jobs: map[pair]*job{}}
 	c.read()
 	return c, c.reconcile()
 }
@@ -215,7 +218,7 @@ func (c *Cache) Find(target, base atelier.Digest) (*transfer.Difference, <-chan 
 		return nil, c.ask(p, true)
 	}
 	c.stats.Found++
-	d := &transfer.Difference{Blob: blob, Digest: e.Difference, Spoiled: func() { c.spoiled(p, e) }}
+	d := &transfer.Difference{Blob: blob, Digest: e.Difference, Decoding: e.Decoding, Spoiled: func() { c.spoiled(p, e) }}
 	if p.Base != "" {
 		d.Bases = []atelier.Digest{p.Base}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
@@ -105,7 +106,7 @@ func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	_, err = c.encode(ctx, w, target.file, bases, delta.Options{Workers: 1, MaxSize: most})
+	made, err := c.encode(ctx, w, target.file, bases, delta.Options{Workers: 1, MaxSize: most})
 	if atelier.CodeOf(err) == atelier.TooLarge {
 		return &entry{pair: p}, nil
 	}
@@ -119,7 +120,25 @@ func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
 	if err := c.prove(ctx, info.Digest, target.file, bases); err != nil {
 		return nil, errors.Join(err, c.store.Delete(info.Digest))
 	}
-	return &entry{pair: p, Difference: info.Digest, Size: info.Size}, nil
+	return &entry{pair: p, Difference: info.Digest, Size: info.Size, Decoding: decoding(made)}, nil
+}
+
+// rates are how many bytes of a target a small device decodes in a second, by method.
+var rates = map[string]float64{"copy": 200e6, "raw": 200e6, "FP16": 10e6, "BF16": 10e6, "FP32": 10e6, "FP64": 10e6}
+
+const rateOfOthers = 1e6
+
+// decoding estimates how long a device is at decoding a difference.
+func decoding(r delta.Result) time.Duration {
+	var seconds float64
+	for method, bytes := range r.Methods {
+		rate := rates[method]
+		if rate == 0 {
+			rate = rateOfOthers
+		}
+		seconds += float64(bytes) / rate
+	}
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // prove checks that a difference brings its target back. That the hub's copy of a
@@ -131,7 +150,7 @@ func (c *Cache) prove(ctx context.Context, d atelier.Digest, target delta.File, 
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
 	h := sha256.New()
-	err = delta.Decode(ctx, h, io.NewSectionReader(blob, 0, blob.Size()), target.Size, func(base atelier.Digest) (io.ReaderAt, int64, error) {
+	err = c.decode(ctx, h, io.NewSectionReader(blob, 0, blob.Size()), target.Size, func(base atelier.Digest) (io.ReaderAt, int64, error) {
 		for _, b := range bases {
 			if b.Digest == base {
 				return io.NewSectionReader(b.Content, 0, b.Size), b.Size, nil

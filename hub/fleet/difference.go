@@ -28,6 +28,12 @@ const (
 	longestPending = 10 * time.Second
 	// assumedRate is that of devices that have not said theirs, in bytes a second.
 	assumedRate = 10 << 20
+	// mostCompressed is the rate in bytes a second above which compressed content can
+	// only be slower than content as it is: devices decode at about that rate.
+	mostCompressed = 8 << 20
+	// worth is how much later than as it is content may be there, for the bytes that a
+	// difference saves.
+	worth = time.Minute
 	// maxEarlier is how many contents are remembered that a device was to have before.
 	maxEarlierContent = 64
 )
@@ -42,16 +48,19 @@ func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer)
 		return nil, nil
 	}
 	if len(bases) == 0 {
+		if rateOf(o) > mostCompressed {
+			return nil, nil
+		}
 		d, ready := f.differences.Find(o.Target, "")
 		if ready == nil {
-			return d, nil
+			return f.ifWorth(o, d, 0), nil
 		}
 		return nil, &transfer.Pending{Ready: ready} // compressed content is not worth waiting for
 	}
 	for _, base := range bases[:min(len(bases), triedBases)] {
 		d, ready := f.differences.Find(o.Target, base)
 		if d != nil {
-			return d, nil
+			return f.ifWorth(o, d, worth), nil
 		}
 		if ready != nil {
 			return nil, &transfer.Pending{Ready: ready, Wait: patience(o)}
@@ -60,16 +69,36 @@ func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer)
 	return nil, nil
 }
 
-func patience(o transfer.Offer) time.Duration {
-	rate := float64(o.Rate)
-	if rate == 0 {
-		rate = assumedRate
+// ifWorth returns d, unless the content would be there later by more than most than it
+// is without d.
+func (f *Fleet) ifWorth(o transfer.Offer, d *transfer.Difference, most time.Duration) *transfer.Difference {
+	if d == nil {
+		return nil
 	}
-	plain := float64(o.Size) / rate
-	if plain/2 >= longestPending.Seconds() {
+	saved := float64(o.Size-d.Blob.Size()) / rateOf(o)
+	if d.Decoding.Seconds() <= saved+most.Seconds() {
+		return d
+	}
+	if err := d.Blob.Close(); err != nil {
+		f.log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+	}
+	return nil
+}
+
+func rateOf(o transfer.Offer) float64 {
+	if o.Rate == 0 {
+		return assumedRate
+	}
+	return float64(o.Rate)
+}
+
+// patience is half of the time that content takes as it is.
+func patience(o transfer.Offer) time.Duration {
+	half := float64(o.Size) / rateOf(o) / 2
+	if half >= longestPending.Seconds() {
 		return longestPending
 	}
-	return time.Duration(plain / 2 * float64(time.Second))
+	return time.Duration(half * float64(time.Second))
 }
 
 // basesOf returns those of the contents that the device was to have, now or before.

@@ -131,7 +131,7 @@ func TestBasesAreTheDevicesOwn(t *testing.T) {
 	if a := again(theirs.Digest, unused.Digest); a.Way != transfer.WayWhole {
 		t.Errorf("%+v", a)
 	}
-	if found := made.since(); !slices.Equal(found, []asked{{second.Digest, ""}}) {
+	if found := made.since(); len(found) > 0 {
 		t.Errorf("looked for %v", found)
 	}
 	if whole, differences := h.fleet.Sent(); whole < 200_000 || differences < uint64(difference.Len()) {

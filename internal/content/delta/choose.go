@@ -1,7 +1,9 @@
 package delta
 
 import (
+	"cmp"
 	"math/bits"
+	"slices"
 )
 
 const (
@@ -11,6 +13,8 @@ const (
 	// minUnknown and more, numbers are looked for.
 	maxGap     = 1 << 20
 	minUnknown = 16 << 10
+	// Where there are more than a few candidates, a shorter sample drops most.
+	few = 4
 )
 
 // tableFor returns how large a table n octets are worth, in bits.
@@ -84,36 +88,55 @@ func (w *worker) choose(p piece) (part, error) {
 	if p.copied {
 		return part{method: methodCopy, at: p.at, length: p.length, from: p.aligned[0]}, nil
 	}
-	best := part{method: methodRaw, at: p.at, length: p.length, from: nowhere}
-	tried := min(p.length, sample)
-	skip := (p.length - tried) / 2 &^ 63
-	least := int(tried)
-	for _, candidate := range p.candidates() {
-		if k := kinds[candidate.method]; k.width > 0 {
-			if p.length%int64(k.width) != 0 {
-				continue
-			}
-			shift, err := w.zeros(candidate)
-			if err != nil {
-				return best, err
-			}
-			candidate.detail = shift
-		}
-		try := candidate
-		try.at += skip
-		try.length = tried
-		if try.from.base >= 0 {
-			try.from = try.from.cut(skip, tried, try.method == methodText)
-		}
-		s, err := w.code([]part{try}, tableFor(tried))
-		if err != nil {
-			return best, err
-		}
-		if n := len(s.code) + len(s.raw); n < least {
-			best, least = candidate, n
+	raw := part{method: methodRaw, at: p.at, length: p.length, from: nowhere}
+	candidates := slices.DeleteFunc(p.candidates(), func(c part) bool {
+		width := kinds[c.method].width
+		return width > 0 && p.length%int64(width) != 0
+	})
+	if len(candidates) > few {
+		var err error
+		if candidates, err = w.smallest(candidates, sample/4, few); err != nil {
+			return raw, err
 		}
 	}
-	return best, nil
+	best, err := w.smallest(append(candidates, raw), sample, 1)
+	if err != nil {
+		return raw, err
+	}
+	return best[0], nil
+}
+
+// smallest returns the n of the candidates that come out smallest on a sample from
+// the middle.
+func (w *worker) smallest(candidates []part, sample int64, n int) ([]part, error) {
+	sizes := map[part]int{}
+	for i := range candidates {
+		c := &candidates[i]
+		if kinds[c.method].width > 0 {
+			var err error
+			if c.detail, err = w.zeros(*c); err != nil {
+				return nil, err
+			}
+		}
+		try := *c
+		try.length = min(c.length, sample)
+		skip := (c.length - try.length) / 2 &^ 63
+		try.at += skip
+		if try.from.base >= 0 {
+			try.from = try.from.cut(skip, try.length, try.method == methodText)
+		}
+		if c.method == methodRaw {
+			sizes[*c] = int(try.length)
+			continue
+		}
+		s, err := w.code([]part{try}, tableFor(try.length))
+		if err != nil {
+			return nil, err
+		}
+		sizes[*c] = len(s.code) + len(s.raw)
+	}
+	slices.SortStableFunc(candidates, func(a, b part) int { return cmp.Compare(sizes[a], sizes[b]) })
+	return candidates[:min(n, len(candidates))], nil
 }
 
 // cut returns the part of a range that a sample of n bytes, skip behind its start,

@@ -221,8 +221,8 @@ func TestSizes(t *testing.T) {
 func TestManySegments(t *testing.T) {
 	t.Parallel()
 	g := seeded(8)
-	noise := g.bytes(7 << 20)
-	roundTrip(t, file(slices.Concat(g.text(1000), noise), Tensor{"w", "INT8", 1000, 7 << 20}))
+	noise := g.bytes(5 << 20)
+	roundTrip(t, file(slices.Concat(g.text(1000), noise), Tensor{"w", "INT8", 1000, 5 << 20}))
 	var pieces []piece
 	for range 1_000_000 {
 		pieces = append(pieces, piece{length: minCopy, copied: true})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -24,20 +25,30 @@ func edit(differs int) (old, now []byte) {
 	return old, now
 }
 
+// encoded keeps differences that several tests need: making one is slow.
+var encoded sync.Map // of func() ([]byte, error), by the digests of target and bases
+
 func encode(t testing.TB, target []byte, bases ...[]byte) []byte {
 	t.Helper()
 	file := func(b []byte) delta.File {
 		return delta.File{Digest: atelier.DigestOf(b), Size: int64(len(b)), Content: bytes.NewReader(b)}
 	}
+	key := string(atelier.DigestOf(target))
 	var olds []delta.File
 	for _, b := range bases {
 		olds = append(olds, file(b))
+		key += string(atelier.DigestOf(b))
 	}
-	var out bytes.Buffer
-	if _, err := delta.Encode(t.Context(), &out, file(target), olds, delta.Options{}); err != nil {
+	made, _ := encoded.LoadOrStore(key, sync.OnceValues(func() ([]byte, error) {
+		var out bytes.Buffer
+		_, err := delta.Encode(context.Background(), &out, file(target), olds, delta.Options{})
+		return out.Bytes(), err
+	}))
+	b, err := made.(func() ([]byte, error))()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return out.Bytes()
+	return b
 }
 
 // offering returns a Difference option that has difference, which needs bases.
@@ -100,7 +111,7 @@ func TestDifferenceBringsContent(t *testing.T) {
 
 func TestDifferenceWithoutBasesIsCompressedContent(t *testing.T) {
 	t.Parallel()
-	now := bytes.Repeat([]byte("weights and more weights "), 100_000)
+	now := bytes.Repeat([]byte("weights and more weights "), 4_000)
 	difference := encode(t, now)
 	synctest.Test(t, func(t *testing.T) {
 		w := startWith(t, nil, now, offering(difference))

@@ -23,6 +23,8 @@ type Difference struct {
 	Blob   Blob             // the Sender closes it
 	Digest atelier.Digest   // of the difference
 	Bases  []atelier.Digest // that it needs, all of them offered
+	// Decoding is about how long a device is at making the target of it.
+	Decoding time.Duration
 	// Spoiled, where set, is called where the bytes are not what Digest says.
 	Spoiled func()
 }
