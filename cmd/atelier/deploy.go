@@ -366,12 +366,14 @@ func statusesTable(all []atelier.DeviceStatus) table {
 	if staged {
 		t.head = append(t.head, "STAGED")
 	}
-	for _, s := range all {
-		serving := "-"
-		if s.Version > 0 {
-			serving = strconv.Itoa(s.Version)
+	number := func(version int) string {
+		if version == 0 {
+			return "-"
 		}
-		cells := []string{s.DeviceName, string(s.State()), serving, strconv.Itoa(s.Wanted), strconv.Itoa(s.Restarts), s.Address}
+		return strconv.Itoa(version)
+	}
+	for _, s := range all {
+		cells := []string{s.DeviceName, string(s.State()), number(s.Version), number(s.Wanted), strconv.Itoa(s.Restarts), s.Address}
 		if staged {
 			cells = append(cells, stagedCell(s))
 		}

@@ -113,7 +113,10 @@ func statusTable(s workspaceStatus) table {
 		{"Devices:", fmt.Sprintf("%d, %d connected, %d in sync", s.Devices, s.Connected, s.InSync)},
 	}}
 	for _, d := range s.Deployments {
-		text := fmt.Sprintf("%s:%d, serving on %d of %d devices", d.Model, d.Version, d.Serving, d.Devices)
+		text := fmt.Sprintf("%s:%d, serving on %d of %s", d.Model, d.Version, d.Serving, count(d.Devices, "device", "devices"))
+		if d.Version == 0 {
+			text = fmt.Sprintf("%s, nothing runs yet on %s", d.Model, count(d.Devices, "device", "devices"))
+		}
 		if d.Staged > 0 {
 			text += fmt.Sprintf("; version %d ready to switch on %d", d.Staged, d.Ready)
 		}

@@ -36,6 +36,13 @@ func (p *pacer) pace(_ string, bytes int) time.Duration {
 	return 0
 }
 
+// counts returns the bytes that were taken, and how often it was asked.
+func (p *pacer) counts() (taken int64, asked int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taken, p.asked
+}
+
 // TestPacedTransfers: a transfer takes as long as its budget says, sends nothing
 // before it may, goes on by itself, and nothing comes twice.
 func TestPacedTransfers(t *testing.T) {
@@ -66,11 +73,12 @@ func TestPacedTransfers(t *testing.T) {
 				if least := (size - DefaultMaxFrame) / c.rate; took.Seconds() < least || took.Seconds() > 1.1*size/c.rate+6 {
 					t.Errorf("%.0f bytes at %.0f a second took %s", size, c.rate, took)
 				}
-				if sent := w.down.sent(); float64(sent) > size+DefaultMaxFrame || p.taken < sent {
-					t.Errorf("%d bytes were sent, %d were taken off the budget, the content has %d", sent, p.taken, len(content))
+				taken, asked := p.counts()
+				if sent := w.down.sent(); float64(sent) > size+DefaultMaxFrame || taken < sent {
+					t.Errorf("%d bytes were sent, %d were taken off the budget, the content has %d", sent, taken, len(content))
 				}
-				if most := 20 + int(c.wait/(4*time.Second)) + 4*int(size/(DefaultMaxFrame-dataHeader)); p.asked > most {
-					t.Errorf("the budget was asked for %d times, at most %d were expected", p.asked, most)
+				if most := 20 + int(c.wait/(4*time.Second)) + 4*int(size/(DefaultMaxFrame-dataHeader)); asked > most {
+					t.Errorf("the budget was asked for %d times, at most %d were expected", asked, most)
 				}
 			})
 		})
@@ -88,14 +96,14 @@ func TestPacedTransferIsDropped(t *testing.T) {
 		w.startSender()
 		go func() { _, _ = w.recv.Fetch(t.Context(), fileOf(content), nil, nil) }() // the test's end ends it
 		time.Sleep(time.Minute)
-		if p.asked == 0 || w.sender.Active() != 1 {
-			t.Fatalf("asked %d times, %d transfers", p.asked, w.sender.Active())
+		if _, asked := p.counts(); asked == 0 || w.sender.Active() != 1 {
+			t.Fatalf("asked %d times, %d transfers", asked, w.sender.Active())
 		}
 		w.stop()
-		asked := p.asked
+		_, before := p.counts()
 		time.Sleep(2 * time.Hour)
-		if w.down.sent() > 0 || p.asked != asked {
-			t.Errorf("after its end %d bytes were sent, and it was asked %d times more", w.down.sent(), p.asked-asked)
+		if _, asked := p.counts(); w.down.sent() > 0 || asked != before {
+			t.Errorf("after its end %d bytes were sent, and it was asked %d times more", w.down.sent(), asked-before)
 		}
 	})
 }
