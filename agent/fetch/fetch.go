@@ -28,6 +28,7 @@ type Store interface {
 	Free() (int64, error)
 	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
 	AbortStale(age time.Duration) error
+	Abort(atelier.Digest) error
 }
 
 // Receiver pulls one content from the hub into the store, and returns when it is
@@ -46,6 +47,8 @@ type Fetcher struct {
 
 	mu    sync.Mutex
 	sound map[atelier.Digest]bool // seen to be what its digest says since the agent started
+	// waiting has what ends a fetch whose content has come another way; see Import.
+	waiting map[atelier.Digest][]*waiter
 }
 
 // Options say what of the disk is used.
@@ -62,7 +65,7 @@ type Options struct {
 
 // New returns a Fetcher.
 func New(store Store, receiver Receiver, opts Options) *Fetcher {
-	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1), sound: map[atelier.Digest]bool{}}
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: make(chan struct{}, 1), sound: map[atelier.Digest]bool{}, waiting: map[atelier.Digest][]*waiter{}}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -120,10 +123,14 @@ func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64,
 	}
 	one := func(file atelier.File) error {
 		var counted int64
+		ctx, came := f.wait(ctx, file.Digest)
 		err := f.receiver.Fetch(ctx, file, func(done int64) {
 			arrived(done - counted)
 			counted = done
 		})
+		if came() {
+			err = f.dropPart(err, file.Digest)
+		}
 		if err == nil {
 			f.markSound(file.Digest)
 			arrived(file.Size - counted)
