@@ -41,6 +41,10 @@ const (
 	TypeContent   = "application/octet-stream"                         // media type of content
 )
 
+// RefName is the name under which the index lists the bundle, for OCI's tools: skopeo
+// reads oci:DIRECTORY:bundle.
+const RefName = "bundle"
+
 // OCI's own.
 const (
 	typeManifest    = "application/vnd.oci.image.manifest.v1+json"
@@ -48,6 +52,7 @@ const (
 	typeEmpty       = "application/vnd.oci.empty.v1+json"
 	layoutVersion   = "1.0.0"
 	annotationTitle = "org.opencontainers.image.title"
+	annotationName  = "org.opencontainers.image.ref.name"
 	annotationTime  = "org.opencontainers.image.created"
 	layoutFile      = "oci-layout"
 	indexFile       = "index.json"

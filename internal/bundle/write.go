@@ -86,7 +86,9 @@ func Build(c Config, layers []Source, sign func(payloadType string, payload []by
 	if err != nil {
 		return nil, err
 	}
-	list, err := encoded("", "", index{SchemaVersion: 2, MediaType: typeIndex, Manifests: []Descriptor{self.Descriptor, referrer.Descriptor}})
+	entry := self.Descriptor
+	entry.Annotations = map[string]string{annotationName: RefName}
+	list, err := encoded("", "", index{SchemaVersion: 2, MediaType: typeIndex, Manifests: []Descriptor{entry, referrer.Descriptor}})
 	if err != nil {
 		return nil, err
 	}
