@@ -327,19 +327,18 @@ type Outcome struct {
 
 // outcome judges the result of an import.
 func outcome(name string, done Imported, err error) Outcome {
-	o := Outcome{Name: name, State: StateImported, Time: time.Now().UTC(), Imported: &done}
+	now := time.Now().UTC()
 	if err == nil {
-		o.Why = atelier.Because(atelier.ReasonAsDesired, done.String())
-		return o
+		return Outcome{Name: name, State: StateImported, Why: atelier.Because(atelier.ReasonAsDesired, done.String()), Time: now, Imported: &done}
 	}
-	o.State, o.Imported, o.Why = StateRefused, nil, bundle.WhyOf(err)
-	switch o.Why.Reason() {
+	why, state := bundle.WhyOf(err), StateRefused
+	switch why.Reason() {
 	case atelier.ReasonBundleIncomplete:
-		o.State = StateIncomplete
+		state = StateIncomplete
 	case atelier.ReasonNoSpace, atelier.ReasonStateNotDurable, atelier.ReasonBundleUnreadable:
-		o.State = StateWaiting
+		state = StateWaiting
 	}
-	return o
+	return Outcome{Name: name, State: state, Why: why, Time: now}
 }
 
 // String tells the import in half a sentence.
