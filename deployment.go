@@ -72,6 +72,8 @@ type DeviceStatus struct {
 	Wanted     int        `json:"wanted"`            // the version that shall serve
 	Fetched    int64      `json:"fetched_bytes"`
 	Size       int64      `json:"size_bytes"`
+	Received   int64      `json:"received_bytes,omitempty"` // see SlotStatus
+	Way        string     `json:"way,omitempty"`
 	Restarts   int        `json:"restarts"`
 	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
 }

@@ -1,6 +1,9 @@
 package atelier
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // DesiredState is all that one device shall run. The hub signs it; the device
 // saves it before it acts. (Epoch, Generation) grows with every change, so that
@@ -80,6 +83,11 @@ func (m *Module) Content() []File {
 	return files
 }
 
+// Has reports whether d is the digest of a file that m needs.
+func (m *Module) Has(d Digest) bool {
+	return slices.ContainsFunc(m.Content(), func(f File) bool { return f.Digest == d })
+}
+
 // ReportedState is all that a device says of what it runs. It is always the
 // full picture: a later one replaces an earlier one.
 type ReportedState struct {
@@ -114,6 +122,11 @@ type SlotStatus struct {
 	Standing `json:"-"` // "state" and "why" in JSON
 	Fetched  int64      `json:"fetched_bytes,omitempty"`
 	Size     int64      `json:"size_bytes,omitempty"`
-	Restarts int        `json:"restarts,omitempty"`
-	Since    time.Time  `json:"since"`
+	// Received is how many bytes came over the wire for it since the agent started,
+	// and Way how: "whole", or "difference" where one of its files was made of a
+	// difference. Both are empty where everything was there.
+	Received int64     `json:"received_bytes,omitempty"`
+	Way      string    `json:"way,omitempty"`
+	Restarts int       `json:"restarts,omitempty"`
+	Since    time.Time `json:"since"`
 }

@@ -71,6 +71,7 @@ type agent struct {
 	renewer   *enrol.Renewer
 	reporter  *report.Reporter
 	telemetry *telemetry.Telemetry
+	arrivals  telemetry.Content
 	session   *session.Session
 	link      *link.Link
 
@@ -172,7 +173,9 @@ func (a *agent) openLocal() {
 		Changed:   a.changed,
 		Times:     gateway.DefaultTimes, Log: a.log.With("part", "gateway"),
 	})
-	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{MaxFrame: wire.MaxPacket})
+	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{
+		MaxFrame: wire.MaxPacket, Reserve: a.config.Disk.ReserveBytes, Log: a.log.With("part", "content"),
+	})
 	a.fetcher = fetch.New(a.content, a.receiver, fetch.Options{
 		Reserve: a.config.Disk.ReserveBytes, Keep: time.Duration(a.config.Disk.KeepUnused),
 		Log: a.log.With("part", "fetch"),
@@ -180,6 +183,13 @@ func (a *agent) openLocal() {
 			needed := a.runner.Needed()
 			a.bundles.Needed(needed)
 			return needed
+		},
+		Bases: func(file atelier.File) []atelier.Digest { return a.runner.Bases(file) },
+		Arrived: func(file atelier.File, c transfer.Arrival) {
+			a.log.Info("content arrived", "part", "content", "path", file.Path, "digest", file.Digest, "bytes", file.Size,
+				"way", c.Way, "received", c.Received, "difference_failed", c.Failed)
+			a.runner.Arrived(file, c.Way, c.Received)
+			a.arrivals.Arrived(c.Way, file.Size, c.Received, c.Failed)
 		},
 	})
 	a.runner = runner.New(runner.Options{

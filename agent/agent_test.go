@@ -220,7 +220,7 @@ func TestLogsAreCollected(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		if err := d.loads.Fetch(ctx, atelier.File{Digest: c.Digest, Size: c.Size}, nil); err != nil {
+		if _, err := d.loads.Fetch(ctx, atelier.File{Digest: c.Digest, Size: c.Size}, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		blob, err := d.store.Open(c.Digest)
@@ -235,7 +235,7 @@ func TestLogsAreCollected(t *testing.T) {
 	// What it did not offer, the hub does not get.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := d.loads.Fetch(ctx, atelier.File{Digest: m.Model.Digest, Size: 5}, nil); atelier.CodeOf(err) != atelier.NotFound {
+	if _, err := d.loads.Fetch(ctx, atelier.File{Digest: m.Model.Digest, Size: 5}, nil, nil); atelier.CodeOf(err) != atelier.NotFound {
 		t.Errorf("the hub took what it was not given: %v", err)
 	}
 }

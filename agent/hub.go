@@ -27,7 +27,7 @@ func (a *agent) openHub(signer trust.Signer) (err error) {
 	}
 	a.telemetry, err = telemetry.Open(telemetry.Options{
 		Dir: a.places.spool(), Budget: a.config.Telemetry.SpoolBytes, Interval: time.Duration(a.config.Telemetry.Interval),
-		StateDir: a.places.State, Gateway: a.gateway.Client().Status, Modules: a.runner.Status, Changed: a.changed, Link: a.link,
+		StateDir: a.places.State, Gateway: a.gateway.Client().Status, Modules: a.runner.Status, Content: &a.arrivals, Changed: a.changed, Link: a.link,
 		Log: a.log.With("part", "telemetry"),
 	})
 	if err != nil {

@@ -552,4 +552,3 @@ func (c *cancelling) Import(ctx context.Context, files []atelier.File, bring fun
 	}
 	return c.Fetcher.Import(ctx, files, bring)
 }
-

@@ -18,6 +18,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
 )
 
 // Store is what fetch needs of the content store; *content.Store is one.
@@ -32,10 +33,11 @@ type Store interface {
 }
 
 // Receiver pulls one content from the hub into the store, and returns when it is
-// there. It waits while there is no connection. progress is told the bytes that
-// have arrived, in the caller's goroutine. *transfer.Receiver is one.
+// there. It waits while there is no connection. bases are sound contents that may
+// resemble it. progress is told the bytes that have arrived, in the caller's
+// goroutine. *transfer.Receiver is one.
 type Receiver interface {
-	Fetch(ctx context.Context, file atelier.File, progress func(done int64)) error
+	Fetch(ctx context.Context, file atelier.File, bases []atelier.Digest, progress func(done int64)) (transfer.Arrival, error)
 }
 
 // Fetcher fetches content. Its methods are safe for concurrent use.
@@ -61,6 +63,10 @@ type Options struct {
 	// Needed returns the digests that must stay. It is asked while Fetch and
 	// Collect run.
 	Needed func() map[atelier.Digest]bool
+	// Bases returns contents that may resemble file, the most similar first; nil for none.
+	Bases func(file atelier.File) []atelier.Digest
+	// Arrived, where set, is told how a file came.
+	Arrived func(file atelier.File, a transfer.Arrival)
 }
 
 // New returns a Fetcher.
@@ -124,16 +130,20 @@ func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64,
 	one := func(file atelier.File) error {
 		var counted int64
 		ctx, came := f.wait(ctx, file.Digest)
-		err := f.receiver.Fetch(ctx, file, func(done int64) {
+		a, err := f.receiver.Fetch(ctx, file, f.bases(ctx, file), func(done int64) {
 			arrived(done - counted)
 			counted = done
 		})
-		if came() {
-			err = f.dropPart(err, file.Digest)
+		imported := came() && err != nil
+		if imported {
+			err = f.store.Abort(file.Digest) // what came of it from the hub
 		}
 		if err == nil {
 			f.markSound(file.Digest)
 			arrived(file.Size - counted)
+			if f.opts.Arrived != nil && !imported {
+				f.opts.Arrived(file, a)
+			}
 		}
 		return err
 	}
@@ -214,6 +224,39 @@ func (f *Fetcher) has(ctx context.Context, d atelier.Digest) (bool, error) {
 	default:
 		return false, err
 	}
+}
+
+// mostRead is how many bases are read for a fetch to see that they are sound.
+const mostRead = 2
+
+// bases returns the contents in the store that may resemble file and are sound. It
+// is never nil: compressed content is welcome in any case.
+func (f *Fetcher) bases(ctx context.Context, file atelier.File) []atelier.Digest {
+	sound := []atelier.Digest{}
+	if f.opts.Bases == nil {
+		return sound
+	}
+	read := 0
+	for _, d := range f.opts.Bases(file) {
+		if has, err := f.store.Has(d); err != nil || !has {
+			continue
+		}
+		f.mu.Lock()
+		known := f.sound[d]
+		f.mu.Unlock()
+		if !known {
+			if read == mostRead {
+				continue
+			}
+			read++
+			if err := f.store.Verify(ctx, d); err != nil {
+				continue // it is of no use here; whoever needs it finds out and says so
+			}
+			f.markSound(d)
+		}
+		sound = append(sound, d)
+	}
+	return sound
 }
 
 func (f *Fetcher) markSound(d atelier.Digest) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 )
@@ -24,15 +26,17 @@ type hub struct {
 
 	mu     sync.Mutex
 	asked  []atelier.Digest
+	bases  [][]atelier.Digest // that were offered with each
 	active int
 	most   int
 	gate   chan struct{} // where not nil, each Receive waits for it
 }
 
-func (h *hub) Fetch(ctx context.Context, file atelier.File, progress func(int64)) error {
+func (h *hub) Fetch(ctx context.Context, file atelier.File, bases []atelier.Digest, progress func(int64)) (transfer.Arrival, error) {
 	d, size := file.Digest, file.Size
 	h.mu.Lock()
 	h.asked = append(h.asked, d)
+	h.bases = append(h.bases, bases)
 	h.active++
 	h.most = max(h.most, h.active)
 	h.mu.Unlock()
@@ -41,22 +45,22 @@ func (h *hub) Fetch(ctx context.Context, file atelier.File, progress func(int64)
 		select {
 		case <-h.gate:
 		case <-ctx.Done():
-			return ctx.Err()
+			return transfer.Arrival{}, ctx.Err()
 		}
 	}
 	if h.err != nil {
-		return h.err
+		return transfer.Arrival{}, h.err
 	}
 	progress(size / 2)
 	w, err := h.store.Writer("")
 	if err != nil {
-		return err
+		return transfer.Arrival{}, err
 	}
 	if _, err := w.Write(h.has[d]); err != nil {
-		return err
+		return transfer.Arrival{}, err
 	}
 	_, err = w.Commit(d, size)
-	return err
+	return transfer.Arrival{Way: transfer.WayWhole, Received: size}, err
 }
 
 func setup(t *testing.T, contents ...string) (*hub, *durabletest.Disk, []atelier.File) {
@@ -295,5 +299,74 @@ func TestImportThatFailsLeavesTheOthersWaiting(t *testing.T) {
 	close(h.gate)
 	if err := <-waiting; err != nil {
 		t.Error(err)
+	}
+}
+
+// damage changes a byte of a content.
+func damage(t *testing.T, disk *durabletest.Disk, d atelier.Digest) {
+	t.Helper()
+	path := "/content/blobs/sha256/" + d.Hex()[:2] + "/" + d.Hex()
+	f, err := disk.OpenFile(path, os.O_RDONLY, 0)
+	if err == nil {
+		err = errors.Join(f.Chmod(0o600), f.Close())
+	}
+	if err == nil {
+		f, err = disk.OpenFile(path, os.O_RDWR, 0)
+	}
+	if err == nil {
+		_, err = f.WriteAt([]byte("?"), 0)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What may resemble a file is offered when it is what its digest says; what is damaged
+// stays where it is, for whoever runs it.
+func TestOffersSoundBases(t *testing.T) {
+	t.Parallel()
+	h, disk, files := setup(t, "base", "damaged", "gone", "new")
+	for _, f := range files[:2] {
+		w, err := h.store.Writer("")
+		if err == nil {
+			_, err = w.Write(h.has[f.Digest])
+		}
+		if err == nil {
+			_, err = w.Commit(f.Digest, f.Size)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(t, disk, files[1].Digest)
+	var arrived []transfer.Arrival
+	f := New(h.store, h, Options{
+		Bases: func(file atelier.File) []atelier.Digest {
+			if file != files[3] {
+				t.Errorf("asked for bases of %s", file.Path)
+			}
+			return []atelier.Digest{files[2].Digest, files[0].Digest, files[1].Digest}
+		},
+		Arrived: func(_ atelier.File, a transfer.Arrival) { arrived = append(arrived, a) },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	for range 2 {
+		if err := f.Fetch(t.Context(), files[3:], func(int64) {}); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.store.Delete(files[3].Digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, offered := range h.bases {
+		if len(offered) != 1 || offered[0] != files[0].Digest {
+			t.Errorf("offered %v", offered)
+		}
+	}
+	if has, err := h.store.Has(files[1].Digest); !has || err != nil {
+		t.Errorf("the damaged content is gone: %v", err)
+	}
+	if len(arrived) != 2 || arrived[0].Way != transfer.WayWhole {
+		t.Errorf("told %+v", arrived)
 	}
 }

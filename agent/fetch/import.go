@@ -64,11 +64,3 @@ func (f *Fetcher) arrived(d atelier.Digest) {
 		w.end(errCame)
 	}
 }
-
-// dropPart drops what a fetch, which ended with err, has of content that came another way.
-func (f *Fetcher) dropPart(err error, d atelier.Digest) error {
-	if err == nil {
-		return nil
-	}
-	return f.store.Abort(d)
-}

@@ -8,6 +8,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/agent/fetch"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/targets"
 )
 
@@ -101,6 +102,18 @@ func (i *instance) progress(done int64) {
 
 // live carries the instance until it has left or leave ends; then the module
 // goes on running without the agent.
+// arrived notes what a file cost on the wire. A difference is worth telling, also
+// beside files that came whole.
+func (i *instance) arrived(way string, received int64) {
+	i.mu.Lock()
+	i.status.Received += received
+	if way == transfer.WayDifference || i.status.Way == "" {
+		i.status.Way = way
+	}
+	i.mu.Unlock()
+	i.runner.opts.Changed()
+}
+
 func (i *instance) live(leave context.Context) {
 	serving, cancel := context.WithCancel(leave)
 	defer cancel()

@@ -33,6 +33,8 @@ type Options struct {
 	Gateway func(context.Context) (atelier.GatewayStatus, error)
 	// Modules returns the state of the device's modules.
 	Modules func() []atelier.ModuleStatus
+	// Content counts what came to the device; nil where nobody counts.
+	Content *Content
 	// Changed is called when Condition begins to hold or to fail; nil for nobody.
 	Changed func()
 	Link    Publisher
@@ -123,6 +125,9 @@ func (t *Telemetry) Measure(ctx context.Context) error {
 	t.measureEndpoints(ctx, &m, modules)
 	moduleMetrics(&m, modules)
 	t.measureSpool(&m)
+	if t.opts.Content != nil {
+		t.opts.Content.measure(&m, t.started)
+	}
 	return t.spoolBatch(now, m.list)
 }
 

@@ -114,6 +114,7 @@ type config struct {
 	hosts                                        list
 	retention, lateness, deviceLife              time.Duration
 	keepEvents, keepAudit, keepContent, block    time.Duration
+	differences                                  int64 // bytes on disk
 	debug                                        bool
 
 	out io.Writer
@@ -147,6 +148,7 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.DurationVar(&c.keepAudit, "keep-audit", 365*24*time.Hour, "how long the audit trail is kept")
 	flags.DurationVar(&c.keepContent, "keep-content", 24*time.Hour, "how long uploaded content is kept that no version names")
 	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
+	flags.Int64Var(&c.differences, "differences-bytes", 4<<30, "how many `bytes` of disk the differences take at most that bring versions to devices which have earlier ones; 0 makes none")
 	flags.BoolVar(&c.debug, "debug", false, "log more")
 }
 
@@ -171,6 +173,9 @@ func (c *config) check() error {
 		if d < time.Second {
 			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
 		}
+	}
+	if c.differences < 0 {
+		return atelier.Errorf(atelier.Invalid, "--differences-bytes %d is negative", c.differences)
 	}
 	if c.block < time.Second {
 		return atelier.Errorf(atelier.Invalid, "--telemetry-block %s is shorter than a second", c.block)

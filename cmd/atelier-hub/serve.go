@@ -22,6 +22,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/authority"
+	"github.com/atelier-edge/atelier/hub/difference"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/registry"
@@ -142,14 +143,15 @@ func printLogin(c config, b *base, web net.Addr, secret string) error {
 
 // hub is everything that runs.
 type hub struct {
-	store     store.Store
-	telemetry *telemetry.Store
-	registry  *registry.Registry
-	fleet     *fleet.Fleet
-	api       http.Handler
-	tls       *authority.Authority
-	admit     func(device string, cert *x509.Certificate) error // asked at each handshake of a device
-	webSocket http.Handler                                      // nil with an external broker
+	store       store.Store
+	telemetry   *telemetry.Store
+	registry    *registry.Registry
+	fleet       *fleet.Fleet
+	differences *difference.Cache // nil where none are made
+	api         http.Handler
+	tls         *authority.Authority
+	admit       func(device string, cert *x509.Certificate) error // asked at each handshake of a device
+	webSocket   http.Handler                                      // nil with an external broker
 }
 
 func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
@@ -188,11 +190,23 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		return nil, err
 	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
+	var differences fleet.Differences
+	if c.differences > 0 {
+		h.differences, err = difference.Open(difference.Options{
+			FS: durable.OS{}, Dir: filepath.Join(c.data, "differences"), Contents: contents, Limit: c.differences, Log: part(c.log, "differences"),
+		})
+		if err != nil {
+			return nil, err
+		}
+		differences = h.differences
+	}
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
 		Admit: devices.Admit, Telemetry: h.telemetry, Uploads: filepath.Join(c.data, "uploads"),
-		Shard: wire.DefaultShard, Log: part(c.log, "fleet"),
+		Differences: differences,
+		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
+	h.figures(figures)
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
@@ -253,6 +267,9 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 		})
 	}
 	keep("fleet", h.fleet.Run)
+	if h.differences != nil {
+		keep("differences", h.differences.Run)
+	}
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
 		store.Retention{Events: c.keepEvents, Audit: c.keepAudit, Log: part(c.log, "retention")}.Run(ctx, h.store)

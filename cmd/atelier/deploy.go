@@ -190,6 +190,8 @@ func (a *app) await(ctx context.Context, cl *client.Client, ws string, d atelier
 
 func statusLine(s atelier.DeviceStatus) string {
 	switch {
+	case s.State() == atelier.Serving && s.Version == s.Wanted && s.Way == "difference":
+		return fmt.Sprintf("serves version %d; of its %s, %s came over the wire", s.Version, atelier.FormatBytes(s.Size), atelier.FormatBytes(s.Received))
 	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
 	case s.State() == atelier.Fetching && s.Size > 0:

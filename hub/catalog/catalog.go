@@ -151,8 +151,11 @@ type DesiredState struct {
 	atelier.Meta
 	Position atelier.Position `json:"position"`
 	// Content is the digest of the modules: the same modules are the same state.
-	Content  atelier.Digest   `json:"content"`
-	Modules  []atelier.Module `json:"modules"`
+	Content atelier.Digest   `json:"content"`
+	Modules []atelier.Module `json:"modules"`
+	// Earlier are digests of content that the device was to have before, the newest
+	// first: what it may name as the base of a difference.
+	Earlier  []atelier.Digest `json:"earlier,omitempty"`
 	Key      string           `json:"key"`      // id of the key that signed Envelope
 	Envelope []byte           `json:"envelope"` // DSSE; exactly these bytes are sent each time
 	// Unmet lists deployments that select the device and that it cannot run.

@@ -18,14 +18,39 @@ import (
 // framePatience is how long a frame may wait for a busy connection to the broker.
 const framePatience = 10 * time.Second
 
+// contentCache is how many bytes of content are held in memory for devices that pull
+// the same.
+const contentCache = 64 << 20
+
 // newSender returns what gives content to devices.
 func (f *Fleet) newSender() *transfer.Sender {
-	return transfer.NewSender(transfer.SenderOptions{
+	o := transfer.SenderOptions{
 		Open:     f.openFor,
 		Send:     f.sendFrame,
+		Meter:    f.meter,
+		Cache:    contentCache,
 		MaxFrame: wire.MaxPacket,
 		Log:      f.log,
-	})
+	}
+	if f.differences != nil {
+		o.Difference = f.difference
+	}
+	return transfer.NewSender(o)
+}
+
+// meter counts bytes that are sent to devices.
+func (f *Fleet) meter(_ string, _ atelier.Digest, way string, bytes int) {
+	if way == transfer.WayDifference {
+		f.sentDifferences.Add(uint64(bytes))
+	} else {
+		f.sentWhole.Add(uint64(bytes))
+	}
+}
+
+// Sent returns how many bytes of content were sent to devices since the hub started,
+// as they are and as differences.
+func (f *Fleet) Sent() (whole, differences uint64) {
+	return f.sentWhole.Load(), f.sentDifferences.Load()
 }
 
 // openFor opens content for a device: only what its desired state reaches.
@@ -57,9 +82,7 @@ func (f *Fleet) openFor(ctx context.Context, device string, d atelier.Digest) (t
 }
 
 func reaches(modules []atelier.Module, d atelier.Digest) bool {
-	return slices.ContainsFunc(modules, func(m atelier.Module) bool {
-		return slices.ContainsFunc(m.Content(), func(file atelier.File) bool { return file.Digest == d })
-	})
+	return slices.ContainsFunc(modules, func(m atelier.Module) bool { return m.Has(d) })
 }
 
 // sendFrame publishes a frame of content to a device.
@@ -130,5 +153,6 @@ func (f *Fleet) fetch(ctx context.Context, device string, s *content.Store, file
 			delete(u.active, device)
 		}
 	}()
-	return r.Fetch(ctx, file, nil)
+	_, err := r.Fetch(ctx, file, nil, nil)
+	return err
 }

@@ -102,6 +102,7 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 		return nil, atelier.Errorf(atelier.Internal, "encode modules: %w", err)
 	}
 	next := old
+	next.Earlier = earlier(old, modules)
 	next.Content, next.Modules, next.Unmet, next.Key = atelier.DigestOf(body), modules, unmet, signer.Public().ID()
 	f.resolver.mu.Lock()
 	floor := f.resolver.overtake[d.ID]

@@ -322,7 +322,7 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 			Standing: atelier.Stand(atelier.Serving, atelier.Because(atelier.ReasonAsDesired, "")),
 		}
 		for _, file := range m.Content() {
-			if err := d.receiver.Fetch(ctx, file, nil); err != nil {
+			if _, err := d.receiver.Fetch(ctx, file, nil, nil); err != nil {
 				if ctx.Err() != nil {
 					return
 				}

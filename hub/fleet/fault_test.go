@@ -131,14 +131,14 @@ func TestNothingButItsOwn(t *testing.T) {
 	other.serves(theirDep)
 
 	// Content: neither another workspace's, nor what nothing asks for any more.
-	if err := d.receiver.Fetch(t.Context(), theirs.Variants[0].Files[0], nil); atelier.CodeOf(err) != atelier.Forbidden {
+	if _, err := d.receiver.Fetch(t.Context(), theirs.Variants[0].Files[0], nil, nil); atelier.CodeOf(err) != atelier.Forbidden {
 		t.Errorf("fetch of another workspace's content: %v", err)
 	}
-	if err := other.receiver.Fetch(t.Context(), mine.Variants[0].Files[0], nil); atelier.CodeOf(err) != atelier.Forbidden {
+	if _, err := other.receiver.Fetch(t.Context(), mine.Variants[0].Files[0], nil, nil); atelier.CodeOf(err) != atelier.Forbidden {
 		t.Errorf("fetch of another workspace's content: %v", err)
 	}
 	loose := h.model(lab, "unused", noise(t, 1000))
-	if err := d.receiver.Fetch(t.Context(), loose.Variants[0].Files[0], nil); atelier.CodeOf(err) != atelier.Forbidden {
+	if _, err := d.receiver.Fetch(t.Context(), loose.Variants[0].Files[0], nil, nil); atelier.CodeOf(err) != atelier.Forbidden {
 		t.Errorf("fetch of content that is not deployed: %v", err)
 	}
 	if err := h.fleet.DeleteDeployment(h.ctx, shop, "secret", 0); err != nil {
@@ -153,7 +153,7 @@ func TestNothingButItsOwn(t *testing.T) {
 	})
 	fresh := h.join(shop, "second", edge)
 	fresh.connect()
-	if err := fresh.receiver.Fetch(t.Context(), theirs.Variants[0].Files[0], nil); atelier.CodeOf(err) != atelier.Forbidden {
+	if _, err := fresh.receiver.Fetch(t.Context(), theirs.Variants[0].Files[0], nil, nil); atelier.CodeOf(err) != atelier.Forbidden {
 		t.Errorf("fetch of what was deployed once: %v", err)
 	}
 

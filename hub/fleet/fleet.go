@@ -86,9 +86,11 @@ type Config struct {
 	Admit func(ctx context.Context, device string, certificate *x509.Certificate) error
 	// Telemetry is nil for a hub that stores none; frames are then not acknowledged.
 	Telemetry TelemetrySink
-	Shard     string // wire.DefaultShard where empty
-	Log       *slog.Logger
-	Clock     Clock // nil for the system's
+	// Differences is nil for a hub that sends content only as it is.
+	Differences Differences
+	Shard       string // wire.DefaultShard where empty
+	Log         *slog.Logger
+	Clock       Clock // nil for the system's
 	// Silence is how long a device may say nothing before it counts as gone,
 	// where the broker cannot tell; 3 minutes where it is 0.
 	Silence time.Duration
@@ -96,21 +98,24 @@ type Config struct {
 
 // Fleet is the hub's side of all devices. Its methods are safe for concurrent use.
 type Fleet struct {
-	store     store.Store
-	access    Access
-	authority Authority
-	vault     *vault.Vault
-	content   *content.Store
-	bus       broker.Bus
-	admit     func(ctx context.Context, device string, certificate *x509.Certificate) error
-	telemetry TelemetrySink
-	shard     string
-	log       *slog.Logger
-	clock     Clock
-	silence   time.Duration
+	store       store.Store
+	access      Access
+	authority   Authority
+	vault       *vault.Vault
+	content     *content.Store
+	bus         broker.Bus
+	admit       func(ctx context.Context, device string, certificate *x509.Certificate) error
+	telemetry   TelemetrySink
+	differences Differences
+	shard       string
+	log         *slog.Logger
+	clock       Clock
+	silence     time.Duration
 
 	ignored atomic.Uint64 // messages that had no effect
-	conduct conduct
+	// bytes of content that were sent
+	sentWhole, sentDifferences atomic.Uint64
+	conduct                    conduct
 
 	peers     peers
 	resolver  resolver
@@ -128,7 +133,7 @@ type Fleet struct {
 func New(c Config) *Fleet {
 	f := &Fleet{
 		store: c.Store, access: c.Access, authority: c.Authority, vault: c.Vault, content: c.Content,
-		bus: c.Bus, admit: c.Admit, telemetry: c.Telemetry, shard: c.Shard, log: c.Log, clock: c.Clock, silence: c.Silence,
+		bus: c.Bus, admit: c.Admit, telemetry: c.Telemetry, differences: c.Differences, shard: c.Shard, log: c.Log, clock: c.Clock, silence: c.Silence,
 		uploadDir: c.Uploads, sessions: map[string]*session{}, kick: make(chan struct{}, 1),
 	}
 	if f.shard == "" {

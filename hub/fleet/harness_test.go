@@ -51,6 +51,8 @@ type hub struct {
 	stop      func()
 	log       *slog.Logger
 	uploads   string
+	// differences is nil for a hub that makes none.
+	differences fleet.Differences
 }
 
 // hurried is a clock that goes ten times as fast.
@@ -174,6 +176,7 @@ func (h *hub) run(bus broker.Bus) {
 	h.fleet = fleet.New(fleet.Config{
 		Store: h.store, Access: h.access, Authority: h.authority, Vault: h.vault, Content: h.content, Bus: h.bus,
 		Admit: h.enrol.Admit, Telemetry: h.sink, Uploads: h.uploads, Log: h.log, Clock: hurried{time.Now()},
+		Differences: h.differences,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -110,6 +110,10 @@ func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
 			return f.forget(ctx, e.Workspace, e.ID)
 		}
 		w.device(e.Workspace, e.ID)
+	case catalog.Versions.Kind:
+		if e.Change == atelier.Created {
+			return f.prepare(ctx, e.Workspace, e.ID)
+		}
 	case catalog.Deployments.Kind, catalog.Endpoints.Kind:
 		w.workspaces[e.Workspace] = true
 	case catalog.Runtimes.Kind, catalog.Fleets.Kind:

@@ -107,6 +107,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		for _, slot := range []*atelier.SlotStatus{reported.Candidate, reported.Current} {
 			if slot != nil && slot.Rollout == m.Rollout {
 				s.Standing, s.Fetched, s.Restarts = slot.Standing, slot.Fetched, slot.Restarts
+				s.Received, s.Way = slot.Received, slot.Way
 				if slot.Size > 0 {
 					s.Size = slot.Size
 				}

@@ -38,7 +38,9 @@ func sample(t testing.TB, contents ...string) (*Layout, trust.KeySet) {
 		c.Files = append(c.Files, File{File: f, MediaType: TypeContent})
 		layers = append(layers, Content(f, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }))
 	}
-	l, err := Build(c, layers, func(payloadType string, payload []byte) ([]byte, error) { return trust.Sign(payloadType, payload, signer) })
+	l, err := Build(c, layers, func(payloadType string, payload []byte) ([]byte, error) {
+		return trust.Sign(payloadType, payload, signer)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

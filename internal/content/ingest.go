@@ -55,13 +55,35 @@ func (s *Store) Ingest(d atelier.Digest, size int64) (*Ingest, error) {
 	} else if has {
 		return nil, atelier.Errorf(atelier.Exists, "the content %s is here already", d)
 	}
-	in := &Ingest{store: s, digest: d, sum: raw, size: size, name: kindFetch + d.Hex(), saved: s.now(), whole: sha256.New()}
+	return s.begin(&Ingest{digest: d, sum: raw, size: size, name: kindFetch + d.Hex()})
+}
+
+// IngestDifference begins or resumes taking in a difference, with the digest d and
+// size bytes, of which the content of target is to be made. There is one for each
+// target: another one takes its place. It is read with Verified and ended with
+// Abort, and never becomes content of its own. Errors are those of Ingest.
+func (s *Store) IngestDifference(target, d atelier.Digest, size int64) (*Ingest, error) {
+	raw, err := d.Sum()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := target.Sum(); err != nil {
+		return nil, err
+	}
+	if size < 0 {
+		return nil, atelier.Errorf(atelier.Invalid, "a difference cannot have %d bytes", size)
+	}
+	return s.begin(&Ingest{digest: d, sum: raw, size: size, name: kindDifference + target.Hex()})
+}
+
+func (s *Store) begin(in *Ingest) (*Ingest, error) {
+	in.store, in.saved, in.whole = s, s.now(), sha256.New()
 	if err := s.hold(in.name); err != nil {
 		return nil, err
 	}
 	if err := in.open(); err != nil {
 		s.release(in.name)
-		return nil, durable.Explain(err, "begin fetching "+string(d))
+		return nil, durable.Explain(err, "begin fetching "+string(in.digest))
 	}
 	return in, nil
 }
@@ -241,19 +263,8 @@ func (in *Ingest) checkpoint() error {
 // hashed on its way in, and makes it visible and durable. Conflict where something
 // is missing. If the content is wrong, the code is Corrupt and nothing of it stays.
 func (in *Ingest) Commit(ctx context.Context) (Info, error) {
-	if in.failed != nil {
-		return Info{}, in.failed
-	}
-	if missing := in.done.Missing(Range{0, in.size}); len(missing) > 0 {
-		return Info{}, atelier.Errorf(atelier.Conflict, "%d bytes of content %s are missing", missing.Bytes(), in.digest)
-	}
-	if err := copyRange(ctx, in.whole, in.data, Range{in.hashed, in.size}, in.buffer()); err != nil {
-		in.whole, in.hashed = sha256.New(), 0
-		return Info{}, durable.Explain(err, "read back content "+string(in.digest))
-	}
-	in.hashed = in.size
-	if err := checkContent(in.digest, atelier.DigestFrom(in.whole), -1, 0); err != nil {
-		return Info{}, errors.Join(err, in.Abort())
+	if _, err := in.Verified(ctx); err != nil {
+		return Info{}, err
 	}
 	err := in.data.Chmod(0o444)
 	if err == nil {
@@ -269,6 +280,27 @@ func (in *Ingest) Commit(ctx context.Context) (Info, error) {
 		return Info{}, err
 	}
 	return info, in.Abort() // only the record is left
+}
+
+// Verified verifies the whole content against its digest, reading what was not
+// hashed on its way in, and returns it for reading until the Ingest ends. Errors
+// are those of Commit.
+func (in *Ingest) Verified(ctx context.Context) (io.ReaderAt, error) {
+	if in.failed != nil {
+		return nil, in.failed
+	}
+	if missing := in.done.Missing(Range{0, in.size}); len(missing) > 0 {
+		return nil, atelier.Errorf(atelier.Conflict, "%d bytes of content %s are missing", missing.Bytes(), in.digest)
+	}
+	if err := copyRange(ctx, in.whole, in.data, Range{in.hashed, in.size}, in.buffer()); err != nil {
+		in.whole, in.hashed = sha256.New(), 0
+		return nil, durable.Explain(err, "read back content "+string(in.digest))
+	}
+	in.hashed = in.size
+	if err := checkContent(in.digest, atelier.DigestFrom(in.whole), -1, 0); err != nil {
+		return nil, errors.Join(err, in.Abort())
+	}
+	return in.data, nil
 }
 
 // Close ends the Ingest and keeps what was accepted for the next one. Close after

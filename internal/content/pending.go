@@ -42,18 +42,23 @@ func (s *Store) release(name string) { s.busy.Delete(name) }
 // The names of files in the ingest directory: {kind}-{key}.data and
 // {kind}-{key}.record.
 const (
-	kindFetch  = "fetch-"  // an Ingest; the key is the digest in hex
-	kindUpload = "upload-" // a Writer with a name; the key is the name
-	kindAnon   = "anon-"   // a Writer without a name
-	extData    = ".data"
-	extRecord  = ".record"
+	kindFetch      = "fetch-"      // an Ingest; the key is the digest in hex
+	kindDifference = "difference-" // an Ingest of a difference; the key is the digest of its target in hex
+	kindUpload     = "upload-"     // a Writer with a name; the key is the name
+	kindAnon       = "anon-"       // a Writer without a name
+	extData        = ".data"
+	extRecord      = ".record"
 )
 
 // tidy removes what nobody can resume: uploads without a name, and ingests whose
 // blob was committed.
 func (s *Store) tidy() error {
 	return s.eachIngest(func(name string, _ time.Time) error {
-		if key, ok := strings.CutPrefix(name, kindFetch); ok {
+		key, ok := strings.CutPrefix(name, kindFetch)
+		if !ok {
+			key, ok = strings.CutPrefix(name, kindDifference)
+		}
+		if ok {
 			if has, err := s.Has(atelier.Digest("sha256:" + key)); err == nil && !has {
 				return nil
 			}
@@ -76,18 +81,24 @@ func (s *Store) AbortStale(age time.Duration) error {
 	})
 }
 
-// Abort drops what has come in so far of the content of d. It is no error when
-// there is nothing; InUse when an Ingest has it open.
+// Abort drops what has come in so far of the content of d, and of a difference of
+// which it was to be made. It is no error when there is nothing; InUse when an
+// Ingest has it open.
 func (s *Store) Abort(d atelier.Digest) error {
 	if _, err := s.path(d); err != nil {
 		return err
 	}
-	name := kindFetch + d.Hex()
-	if err := s.hold(name); err != nil {
-		return err
+	for _, name := range []string{kindFetch + d.Hex(), kindDifference + d.Hex()} {
+		if err := s.hold(name); err != nil {
+			return err
+		}
+		err := s.drop(name)
+		s.release(name)
+		if err != nil {
+			return err
+		}
 	}
-	defer s.release(name)
-	return s.drop(name)
+	return nil
 }
 
 // eachIngest calls fn with the name of each ingest and when it was written to.
@@ -122,10 +133,16 @@ func (s *Store) eachIngest(fn func(name string, written time.Time) error) error 
 // drop removes the files of an ingest. The record goes first: without its data
 // it would claim what is not there.
 func (s *Store) drop(name string) error {
+	dropped := false
 	for _, ext := range []string{extRecord + ".tmp", extRecord, extData} {
-		if err := s.fs.Remove(filepath.Join(s.dir, name+ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := s.fs.Remove(filepath.Join(s.dir, name+ext))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return durable.Explain(err, "drop ingest "+name)
 		}
+		dropped = dropped || err == nil
+	}
+	if !dropped {
+		return nil
 	}
 	return durable.Explain(s.fs.SyncDir(s.dir), "drop ingest "+name)
 }

@@ -1,6 +1,8 @@
 package transfer
 
 import (
+	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -23,13 +25,21 @@ const maxPieces = 4096
 type fetch struct {
 	file     atelier.File
 	maxFrame int
+	rate     uint64        // bytes a second that came to the receiver before
 	wake     chan struct{} // has a value when next should be called
 
-	mu      sync.Mutex
-	in      *content.Ingest
-	stopped bool // in belongs to Fetch alone again
-	err     error
-	win     window
+	// differ opens the difference that a plan offers; see openDifference.
+	differ func(planFrame) (*difference, error)
+	log    *slog.Logger
+
+	mu         sync.Mutex
+	in         *content.Ingest
+	bases      []atelier.Digest // offered; nil where a difference is not wanted
+	difference *difference      // nil while the content comes as it is
+	stopped    bool             // in and difference belong to Fetch alone again
+	err        error
+	win        window
+	received   int64 // bytes of all frames
 
 	id       uint64
 	old      uint64         // an id that was in use before
@@ -68,10 +78,30 @@ type step struct {
 
 func newFetch(in *content.Ingest, file atelier.File, o ReceiverOptions) *fetch {
 	return &fetch{
-		file: file, maxFrame: o.MaxFrame, in: in, wake: make(chan struct{}, 1),
+		file: file, maxFrame: o.MaxFrame, in: in, log: o.Log, wake: make(chan struct{}, 1),
 		win:   window{frame: int64(o.MaxFrame - dataHeader), most: o.Window},
 		wrong: map[int]int{}, id: newTransferID(),
 	}
+}
+
+// stream is what comes in: the content itself, or the difference of which it is made.
+func (f *fetch) stream() *content.Ingest {
+	if f.difference != nil {
+		return f.difference.in
+	}
+	return f.in
+}
+
+// done returns how many bytes of the content are as good as here.
+func (f *fetch) done() int64 {
+	if f.difference == nil {
+		return f.in.Done()
+	}
+	in := f.difference.in
+	if in.Done() == in.Size() {
+		return f.file.Size
+	}
+	return min(f.file.Size-1, int64(float64(f.file.Size)*float64(in.Done())/float64(in.Size())))
 }
 
 // newTransferID returns an id that no earlier transfer of this device had, as far
@@ -100,6 +130,15 @@ func (f *fetch) reconnected() {
 	f.nudge()
 }
 
+// heard counts the bytes of a frame.
+func (f *fetch) heard(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.stopped {
+		f.received += int64(n)
+	}
+}
+
 func (f *fetch) planned(p planFrame) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -108,16 +147,51 @@ func (f *fetch) planned(p planFrame) {
 	}
 	defer f.nudge()
 	switch {
+	case p.way == wayDifference && f.bases != nil:
+		if !f.takes(p) {
+			f.bases = nil
+			f.reopen()
+			return
+		}
 	case p.way != wayWhole:
 		f.err = atelier.Errorf(atelier.Unsupported, "the peer would send %s in a way (%d) that was not offered", f.file.Digest, p.way)
+		return
 	case p.size != f.file.Size:
 		f.err = atelier.Errorf(atelier.Corrupt, "%s has %d bytes at the peer, expected were %d", f.file.Digest, p.size, f.file.Size)
+		return
 	default:
-		f.plan, f.asked, f.tries = &p, false, 0
-		if !slices.Equal(p.chunks, f.chunks) {
-			// Pieces of unfinished chunks are worth something under the same plan only.
-			f.chunks, f.got = p.chunks, slices.Clone(f.in.Accepted())
+		f.leave()
+	}
+	f.plan, f.asked, f.tries = &p, false, 0
+	if !slices.Equal(p.chunks, f.chunks) {
+		// Pieces of unfinished chunks are worth something under the same plan only.
+		f.chunks, f.got = p.chunks, slices.Clone(f.stream().Accepted())
+	}
+}
+
+// takes reports whether the content is to come as the difference that p offers,
+// which may be the one that is under way already.
+func (f *fetch) takes(p planFrame) bool {
+	if f.difference != nil && f.difference.in.Digest() == p.difference && f.difference.in.Size() == p.size {
+		return true
+	}
+	f.leave()
+	d, err := f.differ(p)
+	if err != nil {
+		if !errors.Is(err, errWholeIsBetter) {
+			f.log.Warn("a difference cannot be taken; the content comes as it is", "digest", f.file.Digest, "error", err)
 		}
+		return false
+	}
+	f.difference = d
+	return true
+}
+
+// leave ends a difference that is under way, for another plan.
+func (f *fetch) leave() {
+	if f.difference != nil {
+		f.err = f.difference.close()
+		f.difference, f.chunks = nil, nil
 	}
 }
 
@@ -172,7 +246,7 @@ func (f *fetch) arrived(d dataFrame, now time.Time) {
 	}
 	f.win.arrived(int64(len(d.bytes)), now)
 	for _, m := range f.got.Missing(r) {
-		if _, err := f.in.WriteAt(d.bytes[m.Start-r.Start:m.End-r.Start], m.Start); err != nil {
+		if _, err := f.stream().WriteAt(d.bytes[m.Start-r.Start:m.End-r.Start], m.Start); err != nil {
 			f.err = err
 			return
 		}
@@ -180,17 +254,17 @@ func (f *fetch) arrived(d dataFrame, now time.Time) {
 		f.fresh = true
 	}
 	f.got = f.got.Add(r)
-	if f.got.Contains(c.Range) && !f.in.Has(c.Range) {
+	if f.got.Contains(c.Range) && !f.stream().Has(c.Range) {
 		f.accept(d.chunk)
 	}
 	if len(f.got) > maxPieces {
-		f.got = slices.Clone(f.in.Accepted())
+		f.got = slices.Clone(f.stream().Accepted())
 	}
 }
 
 func (f *fetch) accept(i int) {
 	c := f.plan.chunks[i]
-	err := f.in.Accept(c.Range, c.sum)
+	err := f.stream().Accept(c.Range, c.sum)
 	switch {
 	case err == nil:
 		delete(f.wrong, i)
@@ -210,7 +284,7 @@ func (f *fetch) accept(i int) {
 			keep = keep.Add(k)
 		}
 	}
-	for _, r := range f.in.Accepted() {
+	for _, r := range f.stream().Accepted() {
 		keep = keep.Add(r)
 	}
 	f.got = keep
@@ -220,7 +294,7 @@ func (f *fetch) accept(i int) {
 func (f *fetch) next(now time.Time) step {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := step{id: f.id, forget: f.old, done: f.in.Done(), err: f.err}
+	s := step{id: f.id, forget: f.old, done: f.done(), err: f.err}
 	f.old = 0
 	if f.err != nil {
 		return s
@@ -257,7 +331,11 @@ func (f *fetch) opening(now time.Time) ([]byte, error) {
 	}
 	f.asked = true
 	f.deadline = now.Add(f.win.patience(f.tries))
-	return encodeOpen(f.id, openFrame{digest: f.file.Digest, maxFrame: f.maxFrame, ways: []way{wayWhole}})
+	o := openFrame{digest: f.file.Digest, maxFrame: f.maxFrame, ways: []way{wayWhole}}
+	if f.bases != nil {
+		o.ways, o.rate, o.bases = append(o.ways, wayDifference), f.rate, f.bases
+	}
+	return encodeOpen(f.id, o)
 }
 
 // wanting begins a new round where something must have been lost, or raises the
@@ -283,7 +361,7 @@ func (f *fetch) begin(now time.Time) {
 	f.asked, f.fresh = true, false
 	f.round++
 	f.begun[f.round%uint32(len(f.begun))] = now
-	f.ranges = f.got.Missing(content.Range{Start: 0, End: f.file.Size})
+	f.ranges = f.got.Missing(content.Range{Start: 0, End: f.stream().Size()})
 	if most := min(MaxRanges, (f.maxFrame-wantHeader)/wantEntry); len(f.ranges) > most {
 		f.ranges = f.ranges[:most]
 	}

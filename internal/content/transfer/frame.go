@@ -9,7 +9,8 @@
 // transfer, whatever the size of the content and whatever a peer sends.
 //
 // The receiver steers. It opens a transfer; the sender answers with a plan: the
-// way in which the content comes, its size, and length and SHA-256 of every chunk.
+// way in which the content comes, as it is or as a difference to content that the
+// receiver has named, the size of what comes, and length and SHA-256 of every chunk.
 // The receiver says want: all ranges that it misses, and a credit, how many bytes
 // of them the sender may send. Data comes until the credit is used; a newer want
 // of the same round only raises the credit. When nothing new comes for a
@@ -33,8 +34,10 @@ import (
 // that (4). Numbers are big-endian. A decoder ignores what follows the fields that
 // it knows in open, plan, want and gone, so that fields can be added.
 //
-//	open    digest (32), largest frame that the receiver takes (4), number of ways (1), ways (1 each)
-//	plan    way (1), size (8), number of chunks (4), of each: length (4), SHA-256 (32)
+//	open    digest (32), largest frame that the receiver takes (4), number of ways (1), ways (1 each),
+//	        bytes a second that came last (8, 0 where unknown), number of bases (1), digests of the bases (32 each)
+//	plan    way (1), size (8), number of chunks (4), of each: length (4), SHA-256 (32);
+//	        of a difference also: digest of the difference (32), number of bases (1), digests of the bases (32 each)
 //	want    round (4), credit (8), number of ranges (4), of each: start (8), end (8)
 //	data    round (4), sent (8), chunk (4), offset in the chunk (4), bytes
 //	gone    length of code (1), code, length of message (2), message
@@ -49,6 +52,7 @@ const (
 	wantHeader = headerSize + 4 + 8 + 4 + sumSize
 	wantEntry  = 8 + 8
 	dataHeader = headerSize + 4 + 8 + 4 + 4 + sumSize
+	planTail   = sha256.Size + 1 + MaxBases*sha256.Size // of a difference's plan
 )
 
 // Limits of the protocol. Frames beyond them are dropped.
@@ -63,9 +67,13 @@ const (
 	// MaxRanges is how many missing ranges a want lists at most: the rest is
 	// asked for in a later round.
 	MaxRanges = 512
+	// MaxBases is how many bases a receiver names at most, and how many a
+	// difference needs at most.
+	MaxBases = 16
 
 	maxWays    = 16
 	maxMessage = 300
+	maxCode    = 64
 )
 
 // kind is what a frame is.
@@ -97,8 +105,21 @@ func ToSender(frame []byte) bool {
 // bytes that the way defines.
 type way byte
 
-// wayWhole sends the content's bytes as they are.
-const wayWhole way = 1
+const (
+	// wayWhole sends the content's bytes as they are.
+	wayWhole way = 1
+	// wayDifference sends the bytes of a difference (see internal/content/delta),
+	// of which the receiver makes the content together with the bases that it
+	// holds. A difference without bases is compressed content.
+	wayDifference way = 2
+)
+
+func (w way) String() string {
+	if w == wayDifference {
+		return WayDifference
+	}
+	return WayWhole
+}
 
 // A frame's parts are decoded on their own, to types of their own. What holds
 // bytes refers to the frame that it was decoded from.
@@ -107,11 +128,19 @@ type (
 		digest   atelier.Digest
 		maxFrame int
 		ways     []way
+		rate     uint64           // bytes a second that came to the receiver lately; 0 where it does not know
+		bases    []atelier.Digest // content that the receiver holds, the most promising first
 	}
 	planFrame struct {
 		way    way
-		size   int64
+		size   int64 // of the stream that comes
 		chunks []chunk
+		recipe
+	}
+	// recipe is what a receiver needs to know of a difference besides its bytes.
+	recipe struct {
+		difference atelier.Digest
+		bases      []atelier.Digest
 	}
 	wantFrame struct {
 		round  uint32
@@ -174,24 +203,45 @@ func encodeOpen(id uint64, o openFrame) ([]byte, error) {
 	for _, w := range o.ways {
 		b = append(b, byte(w))
 	}
+	if o.rate != 0 || len(o.bases) > 0 {
+		b = binary.BigEndian.AppendUint64(b, o.rate)
+		if b, err = appendDigests(b, o.bases); err != nil {
+			return nil, err
+		}
+	}
 	return seal(b), nil
+}
+
+// appendDigests appends the number of digests, then them.
+func appendDigests(b []byte, digests []atelier.Digest) ([]byte, error) {
+	b = append(b, byte(len(digests)))
+	for _, d := range digests {
+		sum, err := d.Sum()
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, sum[:]...)
+	}
+	return b, nil
 }
 
 func decodeOpen(b []byte) (o openFrame, ok bool) {
 	r := reader{b: b}
-	var sum [sha256.Size]byte
-	copy(sum[:], r.bytes(sha256.Size))
-	o.digest = atelier.DigestFromSum(sum)
+	o.digest = r.digest()
 	largest := r.u32()
 	for _, w := range r.bytes(int(r.u8())) {
 		o.ways = append(o.ways, way(w))
 	}
+	if len(r.b) > 0 { // an earlier peer says no more
+		o.rate = r.u64()
+		o.bases = r.digests()
+	}
 	o.maxFrame = int(min(largest, math.MaxInt32))
-	return o, !r.short && largest >= MinMaxFrame && largest <= math.MaxInt32 && len(o.ways) <= maxWays
+	return o, !r.short && largest >= MinMaxFrame && largest <= math.MaxInt32 && len(o.ways) <= maxWays && len(o.bases) <= MaxBases
 }
 
-func encodePlan(id uint64, p planFrame) []byte {
-	b := begin(kindPlan, id, planHeader+planEntry*len(p.chunks))
+func encodePlan(id uint64, p planFrame) ([]byte, error) {
+	b := begin(kindPlan, id, planHeader+planEntry*len(p.chunks)+planTail)
 	b = append(b, byte(p.way))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.size))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(p.chunks)))
@@ -199,7 +249,17 @@ func encodePlan(id uint64, p planFrame) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(c.Len()))
 		b = append(b, c.sum[:]...)
 	}
-	return seal(b)
+	if p.way == wayDifference {
+		sum, err := p.difference.Sum()
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, sum[:]...)
+		if b, err = appendDigests(b, p.bases); err != nil {
+			return nil, err
+		}
+	}
+	return seal(b), nil
 }
 
 // decodePlan checks that the chunks make up the whole size, none of them empty.
@@ -222,7 +282,11 @@ func decodePlan(b []byte) (p planFrame, ok bool) {
 		}
 		at = c.End
 	}
-	return p, at == p.size
+	if p.way == wayDifference {
+		p.difference = r.digest()
+		p.bases = r.digests()
+	}
+	return p, !r.short && at == p.size && len(p.bases) <= MaxBases
 }
 
 func encodeWant(id uint64, w wantFrame) []byte {
@@ -285,7 +349,7 @@ func decodeData(b []byte) (d dataFrame, ok bool) {
 
 func encodeGone(id uint64, g goneFrame) []byte {
 	b := begin(kindGone, id, 64)
-	code := clip(string(g.code), 64)
+	code := clip(string(g.code), maxCode)
 	b = append(b, byte(len(code)))
 	b = append(b, code...)
 	message := clip(g.message, maxMessage)
@@ -296,9 +360,10 @@ func encodeGone(id uint64, g goneFrame) []byte {
 
 func decodeGone(b []byte) (g goneFrame, ok bool) {
 	r := reader{b: b}
-	g.code = atelier.Code(r.bytes(int(r.u8())))
+	code := int(r.u8())
+	g.code = atelier.Code(r.bytes(code))
 	n := int(r.u16())
-	if n > maxMessage {
+	if code > maxCode || n > maxMessage {
 		return goneFrame{}, false
 	}
 	g.message = string(r.bytes(n))
@@ -331,6 +396,22 @@ func (r *reader) number(n int) (v uint64) {
 		v = v<<8 | uint64(c)
 	}
 	return v
+}
+
+func (r *reader) digest() atelier.Digest {
+	var sum [sha256.Size]byte
+	copy(sum[:], r.bytes(sha256.Size))
+	return atelier.DigestFromSum(sum)
+}
+
+// digests reads a number of digests, then them. At most 255 can be said.
+func (r *reader) digests() (all []atelier.Digest) {
+	for range r.u8() {
+		if all = append(all, r.digest()); r.short {
+			return nil
+		}
+	}
+	return all
 }
 
 func (r *reader) u8() uint8   { return uint8(r.number(1)) }

@@ -12,7 +12,7 @@ import (
 )
 
 func examples() map[kind][]byte {
-	open, err := encodeOpen(7, openFrame{digest: atelier.DigestOf(nil), maxFrame: DefaultMaxFrame, ways: []way{wayWhole, 9}})
+	open, err := encodeOpen(7, openFrame{digest: atelier.DigestOf(nil), maxFrame: DefaultMaxFrame, ways: []way{wayWhole, 9}, rate: 5, bases: []atelier.Digest{atelier.DigestOf([]byte("base"))}})
 	if err != nil {
 		panic(err)
 	}
@@ -22,7 +22,7 @@ func examples() map[kind][]byte {
 	}
 	return map[kind][]byte{
 		kindOpen: open,
-		kindPlan: encodePlan(7, planFrame{way: wayWhole, size: 30, chunks: []chunk{
+		kindPlan: mustPlan(7, planFrame{way: wayWhole, size: 30, chunks: []chunk{
 			{content.Range{Start: 0, End: 20}, sha256.Sum256([]byte("a"))},
 			{content.Range{Start: 20, End: 30}, sha256.Sum256([]byte("b"))},
 		}}),
@@ -31,6 +31,14 @@ func examples() map[kind][]byte {
 		kindGone:   encodeGone(7, goneFrame{atelier.NotFound, "no such content"}),
 		kindCancel: encodeCancel(7),
 	}
+}
+
+func mustPlan(id uint64, p planFrame) []byte {
+	b, err := encodePlan(id, p)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // again encodes what was decoded.
@@ -45,7 +53,7 @@ func again(k kind, id uint64, body []byte) (out []byte, ok bool) {
 	case kindPlan:
 		var p planFrame
 		if p, ok = decodePlan(body); ok {
-			out = encodePlan(id, p)
+			out, err = encodePlan(id, p)
 		}
 	case kindWant:
 		var w wantFrame

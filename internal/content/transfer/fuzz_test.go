@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +36,13 @@ func FuzzReceiver(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 3, 0, 0, 0})
 	f.Add([]byte{1, 8, 5, 0, 3, 255, 20, 30, 4, 0, 0, 0})
 	f.Add([]byte{3, 0, 0, 0, 1, 0, 0, 0, 1, 1, 9, 0, 3, 0, 0, 0})
-	want := sample(3000, 9)
+	f.Add([]byte{192, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0}) // 192 % 6 is an open; what follows is the lie
+	f.Add([]byte{133, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0})
+	f.Add([]byte{133, 0, 0, 0, 1, 7, 60, 0, 1, 0, 0, 0, 3, 9, 200, 0, 3, 0, 0, 0})
+	want := sample(30_000, 9)
+	old := slices.Clone(want)
+	copy(old[500:], sample(1000, 11))
+	difference, lie := encode(f, want, old), encode(f, sample(30_000, 12), old)
 	f.Fuzz(func(t *testing.T, script []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			store, err := content.Open(durabletest.NewDisk(), "/content", content.WithCheckpoint(smallestChunk, time.Hour))
@@ -55,15 +62,30 @@ func FuzzReceiver(f *testing.F) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			done := make(chan error, 1)
-			go func() { done <- r.Fetch(ctx, fileOf(want), nil) }()
+			base := old
+			hold(t, store, base)
+			go func() {
+				_, err := r.Fetch(ctx, fileOf(want), []atelier.Digest{atelier.DigestOf(base)}, nil)
+				done <- err
+			}()
 			id := <-asked
-			chunks := []chunk{{Range: content.Range{End: int64(len(want))}, sum: mustSum(want)}}
+			// The scripts that begin with a byte of 128 and more are of a hub that sends a
+			// difference, to the right content or to another one.
+			comes, plan := want, planFrame{way: wayWhole}
+			if len(script) > 0 && script[0] >= 128 {
+				comes = difference
+				if script[0] >= 192 {
+					comes = lie
+				}
+				plan = planFrame{way: wayDifference, recipe: recipe{atelier.DigestOf(comes), []atelier.Digest{atelier.DigestOf(base)}}}
+			}
+			plan.size, plan.chunks = int64(len(comes)), []chunk{{Range: content.Range{End: int64(len(comes))}, sum: mustSum(comes)}}
 			conversation(script, id, func(k kind) []byte {
 				switch k {
 				case kindPlan:
-					return encodePlan(id, planFrame{way: wayWhole, size: int64(len(want)), chunks: chunks})
+					return mustPlan(id, plan)
 				case kindData:
-					b, err := encodeData(id, dataFrame{round: 1, sent: int64(len(want))}, len(want), func(p []byte) error { copy(p, want); return nil })
+					b, err := encodeData(id, dataFrame{round: 1, sent: int64(len(comes))}, len(comes), func(p []byte) error { copy(p, comes); return nil })
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -77,6 +99,9 @@ func FuzzReceiver(f *testing.F) {
 			err = <-done
 			visible := 0
 			walked := store.Walk(func(info content.Info) error {
+				if info.Digest == atelier.DigestOf(base) {
+					return nil
+				}
 				visible++
 				if info.Digest != atelier.DigestOf(want) {
 					t.Errorf("%s is visible", info.Digest)

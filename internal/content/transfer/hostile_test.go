@@ -165,8 +165,8 @@ func TestMeterCountsWhatIsSent(t *testing.T) {
 		c := sample(3*smallestChunk, 4)
 		w := start(t, c)
 		var metered atomic.Int64
-		w.sopts.Meter = func(peer string, d atelier.Digest, n int) {
-			if peer != "device" || d != atelier.DigestOf(c) {
+		w.sopts.Meter = func(peer string, d atelier.Digest, way string, n int) {
+			if peer != "device" || way != WayWhole || d != atelier.DigestOf(c) {
 				t.Errorf("metered %s of %s", d, peer)
 			}
 			metered.Add(int64(n))
@@ -196,7 +196,7 @@ func TestRandomFrames(t *testing.T) {
 				n := func() int64 { return rng.Int64N(size + 1) }
 				switch k {
 				case kindPlan:
-					return encodePlan(id, planFrame{way: way(rng.IntN(3)), size: n(), chunks: make([]chunk, 1)})
+					return mustPlan(id, planFrame{way: way(rng.IntN(3)), size: n(), chunks: make([]chunk, 1), recipe: recipe{difference: atelier.DigestOf(nil)}})
 				case kindWant:
 					a, b := n(), n()
 					return encodeWant(id, wantFrame{round: rng.Uint32N(5), credit: n(), ranges: content.Ranges{{Start: a, End: b}}})

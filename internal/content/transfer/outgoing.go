@@ -15,10 +15,17 @@ type outgoing struct {
 	id       uint64
 	digest   atelier.Digest
 	ways     []way
+	bases    []atelier.Digest
+	rate     uint64 // bytes a second that came to the peer lately
 	maxFrame int
 	ahead    int64 // most bytes to send beyond what was sent when the want came
 
+	done    chan struct{} // closed when it was dropped
+	blocks  *blockCache   // where chunks are looked for first; may be nil
+	spoiled func()        // called where a difference is found damaged; may be nil
+
 	mu      sync.Mutex
+	waited  bool // long enough for a difference
 	asked   bool // waits in the queue of opens, or is being opened
 	queued  bool // waits in the queue of ready transfers, or is being sent
 	closed  bool
@@ -35,7 +42,7 @@ type outgoing struct {
 
 func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
 	return &outgoing{
-		peer: peer, id: id, digest: o.digest, ways: o.ways,
+		peer: peer, id: id, digest: o.digest, ways: o.ways, bases: o.bases, rate: o.rate, done: make(chan struct{}),
 		maxFrame: min(o.maxFrame, opts.MaxFrame), ahead: opts.Window, used: time.Now(),
 	}
 }
@@ -71,32 +78,51 @@ func (t *outgoing) waiting() bool {
 }
 
 // open calls build unless t has its blob and plan, and returns the plan; nil where
-// t was dropped.
-func (t *outgoing) open(build func() (Blob, planFrame, error)) (*planFrame, error) {
+// t was dropped, or is to wait for what build says.
+func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planFrame, *Pending, error) {
 	t.mu.Lock()
 	settled, closed := t.blob != nil, t.closed
 	t.mu.Unlock()
-	// An open that comes while the plan is made is answered by it.
-	defer t.answered()
+	// An open that comes while the plan is made, or waited for, is answered by it.
+	waits := false
+	defer func() {
+		if !waits {
+			t.answered()
+		}
+	}()
 	switch {
 	case closed:
-		return nil, nil
+		return nil, nil, nil
 	case settled:
-		return &t.plan, nil
+		return &t.plan, nil, nil
 	case !slices.Contains(t.ways, wayWhole):
-		return nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
+		return nil, nil, atelier.Errorf(atelier.Unsupported, "none of the ways %v is one that the sender knows", t.ways)
 	}
-	blob, plan, err := build()
-	if err != nil {
-		return nil, err
+	blob, plan, pending, err := build()
+	if err != nil || blob == nil {
+		waits = err == nil
+		return nil, pending, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil, blob.Close()
+		return nil, nil, blob.Close()
 	}
 	t.plan, t.blob, t.used = plan, blob, time.Now()
-	return &t.plan, nil
+	return &t.plan, pending, nil
+}
+
+// isLate notes that t waits for no difference any more; late tells.
+func (t *outgoing) isLate() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waited = true
+}
+
+func (t *outgoing) late() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.waited
 }
 
 func (t *outgoing) answered() {
@@ -165,15 +191,29 @@ func (t *outgoing) frame() ([]byte, int, error) {
 	if n == 0 {
 		return nil, 0, nil
 	}
-	at := t.plan.chunks[d.chunk].Start + d.offset
-	b, err := encodeData(t.id, d, n, func(p []byte) error { return readFull(blob, p, at) })
+	b, err := encodeData(t.id, d, n, func(p []byte) error { return t.read(p, blob, t.plan.chunks[d.chunk], d.offset) })
 	if err != nil && t.dropped() {
 		return nil, 0, nil
+	}
+	if atelier.CodeOf(err) == atelier.Corrupt {
+		return nil, 0, err
 	}
 	if err != nil {
 		return nil, 0, atelier.Errorf(atelier.Internal, "cannot read content %s: %w", t.digest, err)
 	}
 	return b, n, nil
+}
+
+// read reads len(p) bytes at offset off of a chunk.
+func (t *outgoing) read(p []byte, blob Blob, c chunk, off int64) error {
+	if t.blocks == nil || !t.blocks.holds(c.Len()) {
+		return readFull(blob, p, c.Start+off)
+	}
+	d := t.digest
+	if t.plan.way == wayDifference {
+		d = t.plan.difference
+	}
+	return t.blocks.read(d, blob, c, p, off)
 }
 
 // advance takes the next piece off the ranges: within one chunk, and no larger
@@ -211,6 +251,9 @@ func (t *outgoing) dropped() bool {
 func (t *outgoing) close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.closed {
+		close(t.done)
+	}
 	t.closed = true
 	if t.blob == nil {
 		return nil

@@ -100,6 +100,7 @@ type world struct {
 	store    *content.Store
 	down, up *line
 	open     func(ctx context.Context, peer string, d atelier.Digest) (Blob, error)
+	differ   func(o Offer) (*Difference, *Pending) // nil for a sender that makes no differences
 	ropts    ReceiverOptions
 	sopts    SenderOptions
 
@@ -172,6 +173,9 @@ func (w *world) startSender() {
 	o := w.sopts
 	o.Open = func(ctx context.Context, peer string, d atelier.Digest) (Blob, error) { return w.open(ctx, peer, d) }
 	o.Send = func(_ string, f []byte) error { return w.down.send(f) }
+	if w.differ != nil {
+		o.Difference = func(_ context.Context, _ string, o Offer) (*Difference, *Pending) { return w.differ(o) }
+	}
 	s := NewSender(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -196,9 +200,69 @@ func fileOf(c []byte) atelier.File {
 func (w *world) fetch(c []byte) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Hour)
 	defer cancel()
-	err := w.recv.Fetch(ctx, fileOf(c), nil)
+	_, err := w.recv.Fetch(ctx, fileOf(c), nil, nil)
 	w.check(c, err == nil)
 	return err
+}
+
+// fetchOn fetches c with bases to offer, and checks that it is there.
+func (w *world) fetchOn(c []byte, bases ...[]byte) (Arrival, error) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Hour)
+	defer cancel()
+	offered := []atelier.Digest{}
+	for _, b := range bases {
+		offered = append(offered, atelier.DigestOf(b))
+	}
+	w.mu.Lock()
+	r := w.recv
+	w.mu.Unlock()
+	a, err := r.Fetch(ctx, fileOf(c), offered, nil)
+	w.check(c, err == nil)
+	return a, err
+}
+
+// hold puts c into the receiver's store.
+func (w *world) hold(c []byte) {
+	w.t.Helper()
+	hold(w.t, w.store, c)
+}
+
+func hold(t *testing.T, s *content.Store, c []byte) {
+	t.Helper()
+	in, err := s.Writer("")
+	if err == nil {
+		_, err = in.Write(c)
+	}
+	if err == nil {
+		_, err = in.Commit(atelier.DigestOf(c), int64(len(c)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// room leaves so many bytes free on the receiver's disk.
+func (w *world) room(bytes int) {
+	w.t.Helper()
+	const all = 1 << 40
+	w.disk.SetSpace(all)
+	free, err := w.disk.Free("/content")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.disk.SetSpace(all - free + int64(bytes))
+}
+
+// nothingElse fails the test where anything but blobs is left in the store.
+func (w *world) nothingElse() {
+	w.t.Helper()
+	left, err := w.disk.ReadDir("/content/ingest")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, e := range left {
+		w.t.Errorf("%s is left", e.Name())
+	}
 }
 
 // check fails the test where content is visible that is wrong, or is not there

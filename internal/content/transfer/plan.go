@@ -30,8 +30,9 @@ func chunkLength(size int64, maxFrame int) int64 {
 
 // makePlan reads content through once. It returns Corrupt where the content is not
 // what its digest says: better known now than after it was sent.
-func makePlan(ctx context.Context, d atelier.Digest, blob Blob, length int64) (planFrame, error) {
-	p := planFrame{way: wayWhole, size: blob.Size()}
+func makePlan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
+	d, length := key.digest, key.length
+	p := planFrame{way: key.way, size: blob.Size()}
 	whole := sha256.New()
 	buf := make([]byte, 64<<10)
 	for at := int64(0); at < p.size; {
@@ -91,7 +92,8 @@ type planCache struct {
 }
 
 type planKey struct {
-	digest atelier.Digest
+	digest atelier.Digest // of what comes: content, or a difference
+	way    way
 	length int64 // of the chunks
 }
 

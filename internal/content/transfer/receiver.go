@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -21,6 +22,10 @@ type ReceiverOptions struct {
 	Window int64
 	// Parallel is how many Fetches are active at once, the others wait; 2.
 	Parallel int
+	// Reserve is how many bytes of the disk stay free when a difference is taken,
+	// which needs room beside the content.
+	Reserve int64
+	Log     *slog.Logger // nil for none
 }
 
 // Receiver fetches content from one peer into a store. Its methods are safe for
@@ -33,6 +38,7 @@ type Receiver struct {
 
 	mu      sync.Mutex
 	fetches map[uint64]*fetch // by transfer id
+	rate    uint64            // bytes a second that came last; 0 before anything did
 }
 
 // NewReceiver returns a Receiver that sends its frames to the peer with send. It
@@ -48,6 +54,9 @@ func NewReceiver(store *content.Store, send func(frame []byte) error, o Receiver
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 2
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Receiver{store: store, send: send, opts: o, slots: make(chan struct{}, o.Parallel), fetches: map[uint64]*fetch{}}
 }
@@ -66,6 +75,7 @@ func (r *Receiver) Handle(frame []byte) {
 	if f == nil {
 		return
 	}
+	f.heard(len(frame))
 	switch k {
 	case kindPlan:
 		if p, ok := decodePlan(body); ok {
@@ -97,50 +107,133 @@ func (r *Receiver) Reconnected() {
 // when the peer stays away. progress, which may be nil, hears how many bytes are
 // verified, now and then, in the goroutine of the caller.
 //
+// bases are contents of the store that are what their digests say, the most similar
+// first; the first MaxBases of them are offered to the peer, which may send a
+// difference to some of them. nil asks for the content as it is; an empty list for
+// compressed content at best. Where a difference leads to anything but the content,
+// the content is fetched as it is.
+//
 // What came in is kept when Fetch fails or ctx ends, and is not fetched again by
 // the next. Errors: NotFound or Forbidden where the peer does not give the
 // content; Corrupt where it is not what its digest says, also after it was fetched
 // anew; NoSpace; Unavailable and Timeout, with the cause, where ctx ended.
-func (r *Receiver) Fetch(ctx context.Context, file atelier.File, progress func(done int64)) error {
+func (r *Receiver) Fetch(ctx context.Context, file atelier.File, bases []atelier.Digest, progress func(done int64)) (Arrival, error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-ctx.Done():
-		return ended(ctx, file)
+		return Arrival{}, ended(ctx, file)
 	}
-	again, err := r.fetch(ctx, file, progress)
+	var all Arrival
+	once := func() (again bool, err error) {
+		var a Arrival
+		a, again, err = r.fetch(ctx, file, bases, progress)
+		all.Way, all.Received = a.Way, all.Received+a.Received
+		return again, err
+	}
+	again, err := once()
+	if again && all.Way == WayDifference {
+		r.opts.Log.Warn("a difference did not lead to the content, which is now fetched as it is", "digest", file.Digest, "error", err)
+		all.Failed, bases = true, nil
+		again, err = once()
+	}
 	if again {
-		_, err = r.fetch(ctx, file, progress)
+		_, err = once()
 	}
-	return err
+	return all, err
 }
 
-// fetch says again where every chunk was as the peer said, and yet the content as
-// a whole was wrong. Nothing of it was kept then.
-func (r *Receiver) fetch(ctx context.Context, file atelier.File, progress func(int64)) (again bool, err error) {
+// Arrival tells how a content came.
+type Arrival struct {
+	// Way is how it came: WayWhole, WayDifference, or "" where it was there.
+	Way string
+	// Received is how many bytes of frames came for it during this Fetch, those that
+	// came twice included.
+	Received int64
+	// Failed tells that a difference was tried and did not lead to the content.
+	Failed bool
+}
+
+// The ways in which content comes, in words.
+const (
+	WayWhole      = "whole"      // as it is
+	WayDifference = "difference" // made of a difference
+)
+
+// fetch says again where the content is worth fetching anew: every chunk was as the
+// peer said, and yet the content as a whole was wrong, or there was something wrong
+// with a difference. Nothing of it was kept then.
+func (r *Receiver) fetch(ctx context.Context, file atelier.File, bases []atelier.Digest, progress func(int64)) (a Arrival, again bool, err error) {
 	in, err := r.ingest(ctx, file)
 	if atelier.CodeOf(err) == atelier.Exists {
 		if err := r.store.Keep(file.Digest); err != nil {
-			return false, err
+			return a, false, err
 		}
 		report(progress, file.Size)
-		return false, nil
+		return a, false, nil
 	}
 	if err != nil {
-		return false, err
+		return a, false, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 
-	if err := r.run(ctx, newFetch(in, file, r.opts), progress); err != nil {
-		return false, err
+	f := r.newFetch(in, file, bases)
+	err = r.run(ctx, f, progress)
+	r.learn(f)
+	a = Arrival{Way: WayWhole, Received: f.received}
+	if d := f.difference; d != nil {
+		a.Way = WayDifference
+		defer func() { err = errors.Join(err, d.close()) }()
+		if err == nil {
+			err = d.apply(ctx, r.store, file)
+		}
+		if err == nil {
+			return a, false, in.Abort() // what came of it as it is, before
+		}
+		if ctx.Err() != nil {
+			return a, false, ended(ctx, file)
+		}
+		return a, true, errors.Join(err, d.drop())
+	}
+	if err != nil {
+		return a, false, err
 	}
 	if _, err := in.Commit(ctx); err != nil {
 		if ctx.Err() != nil {
 			err = ended(ctx, file)
 		}
-		return atelier.CodeOf(err) == atelier.Corrupt, err
+		return a, atelier.CodeOf(err) == atelier.Corrupt, err
 	}
-	return false, nil
+	// What came of a difference, before. Where somebody looks at it right now, it stays
+	// until the store is opened again.
+	if err := r.store.Abort(file.Digest); atelier.CodeOf(err) != atelier.InUse {
+		return a, false, err
+	}
+	return a, false, nil
+}
+
+// newFetch makes the state of a fetch with what is known of the line.
+func (r *Receiver) newFetch(in *content.Ingest, file atelier.File, bases []atelier.Digest) *fetch {
+	f := newFetch(in, file, r.opts)
+	if bases != nil {
+		f.bases = bases[:min(len(bases), MaxBases)]
+		f.differ = func(p planFrame) (*difference, error) {
+			return openDifference(r.store, p, f.bases, in, r.opts.Reserve)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f.rate = r.rate
+	return f
+}
+
+// learn remembers how fast content came.
+func (r *Receiver) learn(f *fetch) {
+	if f.win.rate > 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.rate = uint64(f.win.rate)
+	}
 }
 
 // ingest begins or resumes; where another Fetch is at the same content it waits.

@@ -28,10 +28,19 @@ type SenderOptions struct {
 	// Send sends a frame to peer, and may keep it. It should wait while the
 	// connection is busy rather than fail; what it fails to send counts as lost.
 	Send func(peer string, frame []byte) error
-	// Meter, where set, is called with the content's bytes in each frame sent.
-	Meter func(peer string, d atelier.Digest, bytes int)
+	// Difference, where set, looks for a difference that peer can make the target of,
+	// which it may have: Open was called before. It does not wait; where there is
+	// none it says what to wait for, if anything.
+	Difference func(ctx context.Context, peer string, o Offer) (*Difference, *Pending)
+	// Meter, where set, is called with the bytes of content, or of a difference to it,
+	// in each frame sent. way is WayWhole or WayDifference.
+	Meter func(peer string, d atelier.Digest, way string, bytes int)
 	Log   *slog.Logger // nil for none
 
+	// Cache is how many bytes of chunks are kept in memory, for peers that pull the
+	// same content at about the same time; such chunks are verified when they are
+	// read. 0 for none: each frame is read on its own.
+	Cache     int64
 	MaxFrame  int           // largest frame in bytes; DefaultMaxFrame
 	Window    int64         // most bytes sent ahead to one transfer; 8 MiB
 	Transfers int           // most transfers at once, each with an open blob; 1024
@@ -45,10 +54,13 @@ type SenderOptions struct {
 // be lost at any time: the peer opens it anew. Its methods are safe for
 // concurrent use.
 type Sender struct {
-	opts  SenderOptions
-	plans *planCache
-	opens chan *outgoing // asked for, to be authorised and planned
-	ready chan *outgoing // something may be sent; each transfer at most once
+	opts   SenderOptions
+	plans  *planCache
+	blocks *blockCache    // nil for none
+	opens  chan *outgoing // asked for, to be authorised and planned
+	ready  chan *outgoing // something may be sent; each transfer at most once
+
+	waits sync.WaitGroup // transfers that wait for a difference; only Run's goroutines begin one
 
 	mu    sync.Mutex
 	peers map[string]map[uint64]*outgoing
@@ -82,9 +94,14 @@ func NewSender(o SenderOptions) *Sender {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	var blocks *blockCache
+	if o.Cache > 0 {
+		blocks = newBlockCache(o.Cache)
+	}
 	return &Sender{
-		opts:  o,
-		plans: newPlanCache(o.Plans),
+		opts:   o,
+		blocks: blocks,
+		plans:  newPlanCache(o.Plans),
 		// A transfer is in each queue at most once, also one that was dropped
 		// before its turn came; hence twice the number.
 		opens: make(chan *outgoing, 2*o.Transfers),
@@ -111,6 +128,7 @@ func (s *Sender) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			wg.Wait()
+			s.waits.Wait()
 			s.dropIf(func(*outgoing) bool { return true })
 			return nil
 		case now := <-tick.C:
@@ -183,6 +201,7 @@ func (s *Sender) asked(peer string, id uint64, o openFrame) {
 			s.peers[peer] = map[uint64]*outgoing{}
 		}
 		t = newOutgoing(peer, id, o, s.opts)
+		t.blocks = s.blocks
 		s.peers[peer][id] = t
 		s.count++
 	}
@@ -273,24 +292,59 @@ func (s *Sender) say(peer string, frame []byte) bool {
 
 // open authorises t and makes its plan, unless it has one, and sends the plan.
 func (s *Sender) open(ctx context.Context, t *outgoing) {
-	plan, err := t.open(func() (Blob, planFrame, error) {
-		blob, err := s.opts.Open(ctx, t.peer, t.digest)
-		if err != nil {
-			return nil, planFrame{}, err
-		}
-		key := planKey{t.digest, chunkLength(blob.Size(), t.maxFrame)}
-		plan, err := s.plans.get(ctx, key, func() (planFrame, error) { return makePlan(ctx, t.digest, blob, key.length) })
-		if err != nil {
-			return nil, planFrame{}, errors.Join(err, blob.Close())
-		}
-		return blob, plan, nil
-	})
+	plan, pending, err := t.open(func() (Blob, planFrame, *Pending, error) { return s.choose(ctx, t) })
 	switch {
 	case err != nil:
 		s.refuse(t, err)
+	case plan == nil && pending != nil:
+		s.waits.Go(func() { s.await(ctx, t, pending) })
 	case plan != nil:
-		s.say(t.peer, encodePlan(t.id, *plan))
+		frame, err := encodePlan(t.id, *plan)
+		if err != nil {
+			s.refuse(t, err)
+			return
+		}
+		s.say(t.peer, frame)
+		if pending != nil {
+			s.waits.Go(func() { s.watch(ctx, t, pending) })
+		}
 	}
+}
+
+// choose opens what t's content comes as, and makes the plan. It says what to wait
+// for before that, without a Blob, or what might come later.
+func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pending, error) {
+	blob, err := s.opts.Open(ctx, t.peer, t.digest)
+	if err != nil {
+		return nil, planFrame{}, nil, err
+	}
+	d, pending := s.difference(ctx, t, blob.Size())
+	if pending != nil && pending.Wait > 0 && !t.late() {
+		return nil, planFrame{}, pending, blob.Close()
+	}
+	if d != nil {
+		plan, err := s.plan(ctx, planKey{d.Digest, wayDifference, chunkLength(d.Blob.Size(), t.maxFrame-planTail)}, d.Blob)
+		if err == nil {
+			plan.recipe, t.spoiled = recipe{d.Digest, d.Bases}, d.Spoiled
+			return d.Blob, plan, pending, blob.Close()
+		}
+		s.opts.Log.Warn("a difference cannot be sent; the content is sent as it is", "peer", t.peer, "digest", t.digest, "error", err)
+		if err := d.Blob.Close(); err != nil {
+			s.opts.Log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+		}
+		if d.Spoiled != nil && atelier.CodeOf(err) == atelier.Corrupt {
+			d.Spoiled()
+		}
+	}
+	plan, err := s.plan(ctx, planKey{t.digest, wayWhole, chunkLength(blob.Size(), t.maxFrame)}, blob)
+	if err != nil {
+		return nil, planFrame{}, nil, errors.Join(err, blob.Close())
+	}
+	return blob, plan, pending, nil
+}
+
+func (s *Sender) plan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
+	return s.plans.get(ctx, key, func() (planFrame, error) { return makePlan(ctx, key, blob) })
 }
 
 // refuse tells the peer why t ends.
@@ -320,6 +374,9 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		frame, n, err := t.frame()
 		if err != nil {
 			t.rest()
+			if t.plan.way == wayDifference && t.spoiled != nil && atelier.CodeOf(err) == atelier.Corrupt {
+				t.spoiled()
+			}
 			s.refuse(t, err)
 			return
 		}
@@ -331,7 +388,7 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 			break
 		}
 		if s.opts.Meter != nil {
-			s.opts.Meter(t.peer, t.digest, n)
+			s.opts.Meter(t.peer, t.digest, t.plan.way.String(), n)
 		}
 	}
 	t.yield(s.ready)

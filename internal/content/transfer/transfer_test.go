@@ -23,7 +23,7 @@ func TestFetchOfEverySize(t *testing.T) {
 			c := sample(size, 1)
 			w := start(t, c)
 			var told []int64
-			err := w.recv.Fetch(t.Context(), fileOf(c), func(done int64) { told = append(told, done) })
+			_, err := w.recv.Fetch(t.Context(), fileOf(c), nil, func(done int64) { told = append(told, done) })
 			if err != nil {
 				t.Fatalf("size %d: %v", size, err)
 			}
@@ -134,7 +134,8 @@ func interrupted(t *testing.T, extra int64, longest time.Duration, interrupt fun
 				w.mu.Lock()
 				r := w.recv
 				w.mu.Unlock()
-				done <- r.Fetch(t.Context(), fileOf(c), nil)
+				_, err := r.Fetch(t.Context(), fileOf(c), nil, nil)
+				done <- err
 			}
 			go fetch()
 			select {
@@ -225,7 +226,7 @@ func TestCancelledFetchResumes(t *testing.T) {
 		w.down.rate = 1 << 20
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		err := w.recv.Fetch(ctx, fileOf(c), nil)
+		_, err := w.recv.Fetch(ctx, fileOf(c), nil, nil)
 		wantCode(t, err, atelier.Timeout)
 		w.check(c, false)
 		synctest.Wait()
@@ -343,7 +344,7 @@ func TestSenderNoticesItsOwnDamage(t *testing.T) {
 // liar answers as a sender that claims lie to be the content of d.
 func liar(w *world, lie []byte) func([]byte) {
 	blob := memory{bytes.NewReader(lie)}
-	plan, err := makePlan(w.t.Context(), atelier.DigestOf(lie), blob, smallestChunk)
+	plan, err := makePlan(w.t.Context(), planKey{atelier.DigestOf(lie), wayWhole, smallestChunk}, blob)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -354,7 +355,7 @@ func liar(w *world, lie []byte) func([]byte) {
 		switch k {
 		case kindOpen:
 			t = &outgoing{id: id, maxFrame: DefaultMaxFrame, ahead: 1 << 30, blob: blob, plan: plan}
-			_ = w.down.send(encodePlan(id, plan))
+			_ = w.down.send(mustPlan(id, plan))
 		case kindWant:
 			if want, ok := decodeWant(body); ok {
 				t.want(want, ready)
@@ -426,7 +427,8 @@ func TestRefusals(t *testing.T) {
 		w := start(t, c)
 		f := fileOf(c)
 		f.Size = 99
-		wantCode(t, w.recv.Fetch(t.Context(), f, nil), atelier.Corrupt)
+		_, err := w.recv.Fetch(t.Context(), f, nil, nil)
+		wantCode(t, err, atelier.Corrupt)
 		w.disk.SetSpace(50)
 		wantCode(t, w.fetch(c), atelier.NoSpace)
 	})

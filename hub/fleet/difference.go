@@ -1,0 +1,208 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
+)
+
+// Differences make and keep differences between contents; hub/difference has them.
+type Differences interface {
+	// Find returns the difference that brings target to whoever has base ("" for
+	// nothing), or what is closed when it is made; neither where it is not worth it.
+	Find(target, base atelier.Digest) (*transfer.Difference, <-chan struct{})
+	// Prepare begins to make one that will be looked for.
+	Prepare(target, base atelier.Digest)
+}
+
+const (
+	// triedBases is how many of a device's bases are looked at, so that devices with
+	// the same past share their differences.
+	triedBases = 2
+	// longestPending bounds how long a device waits for a difference.
+	longestPending = 10 * time.Second
+	// assumedRate is that of devices that have not said theirs, in bytes a second.
+	assumedRate = 10 << 20
+	// mostCompressed is the rate in bytes a second above which compressed content can
+	// only be slower than content as it is: devices decode at about that rate.
+	mostCompressed = 8 << 20
+	// worth is how much later than as it is content may be there, for the bytes that a
+	// difference saves.
+	worth = time.Minute
+	// maxEarlier is how many contents are remembered that a device was to have before.
+	maxEarlierContent = 64
+)
+
+// difference looks for a difference to what the device has, for a content that it may
+// have. A device that cannot use one at once waits for no more than half of the time
+// that the content as it is would take.
+func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer) (*transfer.Difference, *transfer.Pending) {
+	bases, err := f.basesOf(ctx, device, o.Bases)
+	if err != nil {
+		f.log.Warn("no difference is looked for; content is sent as it is", "device", device, "error", err)
+		return nil, nil
+	}
+	if len(bases) == 0 {
+		if rateOf(o) > mostCompressed {
+			return nil, nil
+		}
+		d, ready := f.differences.Find(o.Target, "")
+		if ready == nil {
+			return f.ifWorth(o, d, 0), nil
+		}
+		return nil, &transfer.Pending{Ready: ready} // compressed content is not worth waiting for
+	}
+	for _, base := range bases[:min(len(bases), triedBases)] {
+		d, ready := f.differences.Find(o.Target, base)
+		if d != nil {
+			return f.ifWorth(o, d, worth), nil
+		}
+		if ready != nil {
+			return nil, &transfer.Pending{Ready: ready, Wait: patience(o)}
+		}
+	}
+	return nil, nil
+}
+
+// ifWorth returns d, unless the content would be there later by more than most than it
+// is without d.
+func (f *Fleet) ifWorth(o transfer.Offer, d *transfer.Difference, most time.Duration) *transfer.Difference {
+	if d == nil {
+		return nil
+	}
+	saved := float64(o.Size-d.Blob.Size()) / rateOf(o)
+	if d.Decoding.Seconds() <= saved+most.Seconds() {
+		return d
+	}
+	if err := d.Blob.Close(); err != nil {
+		f.log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+	}
+	return nil
+}
+
+func rateOf(o transfer.Offer) float64 {
+	if o.Rate == 0 {
+		return assumedRate
+	}
+	return float64(o.Rate)
+}
+
+// patience is half of the time that content takes as it is.
+func patience(o transfer.Offer) time.Duration {
+	half := float64(o.Size) / rateOf(o) / 2
+	if half >= longestPending.Seconds() {
+		return longestPending
+	}
+	return time.Duration(half * float64(time.Second))
+}
+
+// basesOf returns those of the contents that the device was to have, now or before.
+// A difference tells of its base to whoever knows the target, so that a device could
+// otherwise learn what it was never given, by naming it.
+func (f *Fleet) basesOf(ctx context.Context, device string, offered []atelier.Digest) (bases []atelier.Digest, err error) {
+	p, err := f.peer(ctx, device)
+	if err != nil {
+		return nil, err
+	}
+	var desired catalog.DesiredState
+	err = f.store.View(ctx, func(tx store.Tx) (err error) {
+		desired, err = catalog.DesiredStates.Get(tx, p.workspace, device)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range offered {
+		if !reaches(desired.Modules, d) && !slices.Contains(desired.Earlier, d) {
+			continue
+		}
+		has, err := f.content.Has(d)
+		if err != nil {
+			return nil, err
+		}
+		if has {
+			bases = append(bases, d)
+		}
+	}
+	return bases, nil
+}
+
+// earlier returns what the device was to have before modules, the newest first.
+func earlier(old catalog.DesiredState, modules []atelier.Module) []atelier.Digest {
+	var all []atelier.Digest
+	add := func(d atelier.Digest) {
+		if !reaches(modules, d) && !slices.Contains(all, d) && len(all) < maxEarlierContent {
+			all = append(all, d)
+		}
+	}
+	for i := range old.Modules {
+		for _, file := range old.Modules[i].Content() {
+			add(file.Digest)
+		}
+	}
+	for _, d := range old.Earlier {
+		add(d)
+	}
+	return all
+}
+
+// prepare begins to make the differences from what is deployed of a model to a version
+// of it that is new: it is likely to follow.
+func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
+	if f.differences == nil {
+		return nil
+	}
+	return f.store.View(ctx, func(tx store.Tx) error {
+		v, err := catalog.Versions.Get(tx, workspace, id)
+		if isNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
+			if d.Model != v.Model || d.VersionID == v.ID {
+				return nil
+			}
+			deployed, err := catalog.Versions.Get(tx, workspace, d.VersionID)
+			if isNotFound(err) {
+				return nil
+			}
+			if err == nil {
+				f.preparePair(v, deployed)
+			}
+			return err
+		})
+	})
+}
+
+// preparePair does so for files that have the same path or are what the engine loads,
+// as devices do when they look for bases.
+func (f *Fleet) preparePair(v, deployed atelier.Version) {
+	const entry = "\x00" // no path
+	old := map[string]atelier.Digest{}
+	for _, variant := range deployed.Variants {
+		for _, file := range variant.Files {
+			old[variant.Kind+" "+file.Path] = file.Digest
+			if file.Path == variant.Entry {
+				old[variant.Kind+entry] = file.Digest
+			}
+		}
+	}
+	for _, variant := range v.Variants {
+		for _, file := range variant.Files {
+			base, ok := old[variant.Kind+" "+file.Path]
+			if !ok && file.Path == variant.Entry {
+				base, ok = old[variant.Kind+entry]
+			}
+			if ok && base != file.Digest {
+				f.differences.Prepare(file.Digest, base)
+			}
+		}
+	}
+}

@@ -1,0 +1,89 @@
+package transfer
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// Offer is what a peer says of itself when it asks for content.
+type Offer struct {
+	Target atelier.Digest
+	Size   int64 // of the target, in bytes
+	// Bases are contents that the peer says to hold, the most promising first; at
+	// most MaxBases. That it says so gives it no right to them.
+	Bases []atelier.Digest
+	Rate  uint64 // bytes a second that came to the peer lately; 0 where it does not know
+}
+
+// Difference is a difference that can be sent.
+type Difference struct {
+	Blob   Blob             // the Sender closes it
+	Digest atelier.Digest   // of the difference
+	Bases  []atelier.Digest // that it needs, all of them offered
+	// Decoding is about how long a device is at making the target of it.
+	Decoding time.Duration
+	// Spoiled, where set, is called where the bytes are not what Digest says.
+	Spoiled func()
+}
+
+// Pending says that a difference is being made.
+type Pending struct {
+	Ready <-chan struct{} // closed when there is one, or will be none
+	// Wait is for how long it pays to wait before content is sent as it is; it may be 0.
+	// Where the difference is ready later, the peer is told to ask again, and decides.
+	Wait time.Duration
+}
+
+// difference looks for one that t's peer would take.
+func (s *Sender) difference(ctx context.Context, t *outgoing, size int64) (*Difference, *Pending) {
+	if s.opts.Difference == nil || !slices.Contains(t.ways, wayDifference) {
+		return nil, nil
+	}
+	return s.opts.Difference(ctx, t.peer, Offer{Target: t.digest, Size: size, Bases: t.bases, Rate: t.rate})
+}
+
+// await lets t wait until a difference is there or it has waited for long enough, and
+// then opens it.
+func (s *Sender) await(ctx context.Context, t *outgoing, p *Pending) {
+	timer := time.NewTimer(p.Wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-t.done:
+		return
+	case <-p.Ready:
+	case <-timer.C:
+	}
+	t.isLate()
+	select {
+	case <-ctx.Done():
+	case s.opens <- t: // t is in no queue: it counts as waiting to be opened
+	}
+}
+
+// watch tells t's peer to ask again when a difference comes while the content is
+// being sent as it is. The peer decides by what it is still missing.
+func (s *Sender) watch(ctx context.Context, t *outgoing, p *Pending) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-t.done:
+		return
+	case <-p.Ready:
+	}
+	d, _ := s.difference(ctx, t, t.plan.size)
+	if d == nil {
+		return
+	}
+	if err := d.Blob.Close(); err != nil {
+		s.opts.Log.Warn("a difference could not be closed", "digest", d.Digest, "error", err)
+	}
+	if t.plan.way == wayWhole {
+		s.remove(t)
+		s.say(t.peer, encodeGone(t.id, goneFrame{message: "a smaller way is there"}))
+	}
+}
