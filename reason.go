@@ -47,6 +47,11 @@ const (
 	ReasonStateTooLarge      Reason = "StateTooLarge"
 	ReasonMisbehaves         Reason = "Misbehaves"
 	ReasonWindowClosed       Reason = "WindowClosed"
+	ReasonBundleIncomplete   Reason = "BundleIncomplete"
+	ReasonBundleInvalid      Reason = "BundleInvalid"
+	ReasonBundleUnreadable   Reason = "BundleUnreadable"
+	ReasonNotForDevice       Reason = "NotForDevice"
+	ReasonContentMissing     Reason = "ContentMissing"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -94,6 +99,11 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
 	ReasonMisbehaves:         {"The device sends much that a sound agent would not: foreign topics, malformed or forged messages, or far too many.", "Look at what runs on the device; 'atelier device revoke' cuts it off."},
 	ReasonWindowClosed:       {"Content may not be transferred to the device at this time of the day.", "Nothing is to be done: the transfer goes on by itself when the window opens. 'atelier device set' and 'atelier workspace set' change it (--transfer-window)."},
+	ReasonBundleIncomplete:   {"A part of the bundle is not on the device yet.", "Wait until it is copied; the agent looks again by itself. If nothing copies it any more, copy it again."},
+	ReasonBundleInvalid:      {"What was put into the bundle directory is not a bundle that this agent can read.", "Put there what 'atelier bundle export' wrote, a directory or a file whose name ends in .tar, as it is."},
+	ReasonBundleUnreadable:   {"The bundle could not be read, or what it holds could not be stored.", "Read the message; check the medium and the device's disk. The agent tries again by itself."},
+	ReasonNotForDevice:       {"The bundle is for other devices or for another workspace.", "Export one for this device: 'atelier bundle export --device NAME'."},
+	ReasonContentMissing:     {"The bundle leaves out content that the device does not hold.", "Export it again without --from and --since-device."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

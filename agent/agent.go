@@ -7,6 +7,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/bundles"
 	"github.com/atelier-edge/atelier/agent/config"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/facts"
@@ -65,6 +67,7 @@ type agent struct {
 	sender    *transfer.Sender
 	uploads   *uploads
 	runner    *runner.Runner
+	bundles   *bundles.Importer
 	renewer   *enrol.Renewer
 	reporter  *report.Reporter
 	telemetry *telemetry.Telemetry
@@ -87,6 +90,11 @@ type agent struct {
 // Run runs the agent until ctx ends. NotFound where the device has not joined a
 // hub, InUse where another agent has the state directory.
 func Run(ctx context.Context, opts Options) error {
+	return with(opts, func(a *agent) error { return a.run(ctx) })
+}
+
+// with opens an agent, which has the state directory while do works.
+func with(opts Options, do func(*agent) error) error {
 	places, err := NewPlaces(opts.Config.Paths)
 	if err != nil {
 		return err
@@ -113,7 +121,7 @@ func Run(ctx context.Context, opts Options) error {
 		a.log.Error("cannot start", "error", err)
 		return err
 	}
-	return a.run(ctx)
+	return do(a)
 }
 
 // open makes all parts; nothing runs yet.
@@ -178,7 +186,7 @@ func (a *agent) openLocal() {
 		},
 		Log:      a.log.With("part", "fetch"),
 		Policy:   a.diskPolicy,
-		Holdings: func() []fetch.Holding { return a.runner.Holdings() },
+		Holdings: a.holdings,
 	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
@@ -186,13 +194,23 @@ func (a *agent) openLocal() {
 		Modules: a.places.modules(), Run: a.places.Run, Programs: a.places.Programs,
 		Changed: a.changed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})
+	a.bundles = bundles.New(bundles.Options{
+		Device: a.identity.Device, Workspace: a.identity.Workspace, State: a.store, Content: a.content, Fetcher: a.fetcher,
+		Desired:   a.Desired,
+		Directory: cmp.Or(a.config.Bundles.Directory, a.places.bundles()), Keep: a.config.Bundles.KeepImported,
+		Log: a.log.With("part", "bundles"),
+	})
 }
 
 // run runs all parts until ctx ends, then says goodbye to the hub.
 func (a *agent) run(ctx context.Context) error {
-	status, err := a.listen()
+	status, err := listen(a.places.socket())
 	if err != nil {
 		return err
+	}
+	imports, err := listen(a.places.importSocket())
+	if err != nil {
+		return errors.Join(err, status.Close())
 	}
 	// The link goes last, so that the farewell can be said.
 	linked, cut := context.WithCancel(context.WithoutCancel(ctx))
@@ -219,7 +237,9 @@ func (a *agent) run(ctx context.Context) error {
 	parts.Go(func() { a.follow(ctx) })
 	parts.Go(func() { a.upkeep(ctx) })
 	parts.Go(func() { slim(ctx) })
-	parts.Go(func() { a.serve(ctx, status) })
+	parts.Go(func() { a.serve(ctx, status, a.tell) })
+	parts.Go(func() { a.serve(ctx, imports, a.importAsked) })
+	parts.Go(func() { a.bundles.Watch(ctx) })
 	failed := make(chan error, 2) // one for each part that may fail
 	parts.Go(func() { failed <- a.sender.Run(ctx) })
 	parts.Go(func() { failed <- a.telemetry.Run(ctx) })
@@ -256,7 +276,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 	a.mu.Lock()
 	a.configured = configured(err).Following(a.configured, time.Now())
 	if err == nil {
-		if c.Paths != a.config.Paths || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
+		if c.Paths != a.config.Paths || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Bundles != a.config.Bundles || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
 			a.log.Warn("some of the changed settings take effect when the agent is restarted")
 		}
 		a.config = c
@@ -283,6 +303,18 @@ func configured(err error) atelier.Condition {
 func (a *agent) diskPolicy() fetch.Policy {
 	d := a.settings().Disk
 	return fetch.Policy{Reserve: d.ReserveBytes, Keep: time.Duration(d.KeepUnused), KeepPrevious: d.KeepPrevious}
+}
+
+// holdings are the versions that modules need, and what a bundle brings that is
+// being imported.
+func (a *agent) holdings() []fetch.Holding {
+	importing := map[atelier.Digest]bool{}
+	a.bundles.Needed(importing)
+	var files []atelier.File
+	for d := range importing {
+		files = append(files, atelier.File{Digest: d})
+	}
+	return append(a.runner.Holdings(), fetch.Holding{Files: files})
 }
 
 func (a *agent) settings() config.Config {

@@ -42,7 +42,11 @@ func (p Places) gateway() string   { return filepath.Join(p.State, "gateway") }
 func (p Places) spool() string     { return filepath.Join(p.State, "spool") }
 func (p Places) collected() string { return filepath.Join(p.State, "collected") }
 func (p Places) log() string       { return filepath.Join(p.State, "agent.log") }
+func (p Places) bundles() string   { return filepath.Join(p.State, "bundles") }
 func (p Places) socket() string    { return filepath.Join(p.Run, "agent.sock") }
+
+// importSocket is where a running agent is asked to import a bundle.
+func (p Places) importSocket() string { return filepath.Join(p.Run, "import.sock") }
 
 // Instances is where a target of the kind keeps what it knows of its instances.
 func (p Places) Instances(kind string) string { return filepath.Join(p.State, "instances", kind) }

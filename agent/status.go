@@ -11,6 +11,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/bundles"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/agent/telemetry"
@@ -33,6 +34,7 @@ type Status struct {
 	Gateway       string                 `json:"gateway,omitempty"`
 	Modules       []atelier.ModuleStatus `json:"modules"`
 	Conditions    []atelier.Condition    `json:"conditions"`
+	Bundles       []bundles.Outcome      `json:"bundles,omitempty"` // the last ones since the agent started
 }
 
 // snapshot is the device's reported state.
@@ -113,6 +115,7 @@ func (a *agent) status() Status {
 	modules := a.runner.Status()
 	s := offline(a.identity)
 	s.Running, s.Version, s.Position, s.Gateway = true, a.opts.Version, a.store.Position(), a.gateway.Address()
+	s.Bundles = a.bundles.Outcomes()
 	reported := a.conditions(modules)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -129,10 +132,9 @@ func offline(id *enrol.Identity) Status {
 	}
 }
 
-// listen opens the socket on which the agent tells its status. The state
-// directory's lock is held: a socket that is there is a dead agent's.
-func (a *agent) listen() (net.Listener, error) {
-	path := a.places.socket()
+// listen opens one of the agent's sockets. The state directory's lock is held: a
+// socket that is there is a dead agent's.
+func listen(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, durable.Explain(err, "remove the old socket "+path)
 	}
@@ -148,11 +150,11 @@ func (a *agent) listen() (net.Listener, error) {
 	return l, nil
 }
 
-// tellTime bounds one answer on the socket.
+// tellTime bounds one answer on a socket.
 const tellTime = 5 * time.Second
 
-// serve answers each connection with the status, as JSON, and closes it.
-func (a *agent) serve(ctx context.Context, l net.Listener) {
+// serve writes an answer on each connection, as JSON, and closes it.
+func (a *agent) serve(ctx context.Context, l net.Listener, answer func(context.Context, net.Conn) (any, error)) {
 	var telling sync.WaitGroup
 	defer telling.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // ends Accept, below
@@ -164,16 +166,22 @@ func (a *agent) serve(ctx context.Context, l net.Listener) {
 		}
 		telling.Go(func() {
 			defer func() { _ = c.Close() }() // a reader that went away needs nothing
-			b, err := json.Marshal(a.status())
-			if err == nil && c.SetDeadline(time.Now().Add(tellTime)) == nil {
-				_, err = c.Write(b)
+			v, err := answer(ctx, c)
+			if err == nil {
+				var b []byte
+				if b, err = json.Marshal(v); err == nil && c.SetDeadline(time.Now().Add(tellTime)) == nil {
+					_, err = c.Write(b)
+				}
 			}
 			if err != nil {
-				a.log.Debug("the status was not told", "error", err)
+				a.log.Debug("a socket was not answered", "error", err)
 			}
 		})
 	}
 }
+
+// tell answers with the status.
+func (a *agent) tell(context.Context, net.Conn) (any, error) { return a.status(), nil }
 
 // maxStatus bounds a status in bytes.
 const maxStatus = 16 << 20

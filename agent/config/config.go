@@ -38,12 +38,13 @@ const maxFile = 1 << 20
 var Example string
 
 // Config is the agent's configuration. Log, Telemetry, Gateway and Disk take effect
-// while the agent runs; Paths, SpoolBytes and BallastBytes when it starts.
+// while the agent runs; Bundles, Paths, SpoolBytes and BallastBytes when it starts.
 type Config struct {
 	Log       Log       `toml:"log"`
 	Telemetry Telemetry `toml:"telemetry"`
 	Gateway   Gateway   `toml:"gateway"`
 	Disk      Disk      `toml:"disk"`
+	Bundles   Bundles   `toml:"bundles"`
 	Paths     Paths     `toml:"paths"`
 }
 
@@ -78,6 +79,16 @@ type Disk struct {
 	KeepPrevious bool `toml:"keep_previous"`
 }
 
+// Bundles say where deployments arrive that come without a network; see
+// docs/airgap.md.
+type Bundles struct {
+	// Directory is watched; empty means bundles below Paths.State.
+	Directory string `toml:"directory"`
+	// KeepImported keeps what was imported in the directory's own directory done;
+	// otherwise it is removed.
+	KeepImported bool `toml:"keep_imported"`
+}
+
 // Paths say where things lie; see docs/agent.md.
 type Paths struct {
 	State string `toml:"state"`
@@ -107,6 +118,7 @@ func Default() Config {
 		Telemetry: Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
 		Gateway:   Gateway{Listen: "127.0.0.1:8600"},
 		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute), KeepPrevious: true},
+		Bundles:   Bundles{KeepImported: true},
 		Paths:     Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
 	}
 }
@@ -169,8 +181,10 @@ func (c *Config) check() error {
 			return wrong(field, "is %q, expected an absolute path", p)
 		}
 	}
-	if p := c.Paths.Programs; p != "" && !filepath.IsAbs(p) {
-		return wrong("paths.programs", "is %q, expected an absolute path", p)
+	for field, p := range map[string]string{"paths.programs": c.Paths.Programs, "bundles.directory": c.Bundles.Directory} {
+		if p != "" && !filepath.IsAbs(p) {
+			return wrong(field, "is %q, expected an absolute path", p)
+		}
 	}
 	return nil
 }

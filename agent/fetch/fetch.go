@@ -30,6 +30,7 @@ type Store interface {
 	Arrived(d atelier.Digest, size int64) (int64, error)
 	AbortStale(age time.Duration) error
 	AbortUnneeded(age time.Duration, needed func(atelier.Digest) bool) error
+	Abort(atelier.Digest) error
 }
 
 // Receiver pulls one content from the hub into the store, and returns when it is
@@ -49,6 +50,8 @@ type Fetcher struct {
 
 	mu    sync.Mutex
 	sound map[atelier.Digest]bool // seen to be what its digest says since the agent started
+	// waiting has what ends a fetch whose content has come another way; see Import.
+	waiting map[atelier.Digest][]*waiter
 }
 
 // Options say what a Fetcher works with.
@@ -71,7 +74,7 @@ func New(store Store, receiver Receiver, opts Options) *Fetcher {
 	if opts.Policy == nil {
 		opts.Policy = func() Policy { return Policy{} }
 	}
-	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: newTurn(), sound: map[atelier.Digest]bool{}}
+	return &Fetcher{store: store, receiver: receiver, opts: opts, turn: newTurn(), sound: map[atelier.Digest]bool{}, waiting: map[atelier.Digest][]*waiter{}}
 }
 
 // Fetch returns when every file's content is in the store. Modules take turns,
@@ -159,14 +162,19 @@ func (f *Fetcher) receive(ctx context.Context, files []atelier.File, here int64,
 	}
 	one := func(file atelier.File) error {
 		var counted int64
+		ctx, came := f.wait(ctx, file.Digest)
 		a, err := f.receiver.Fetch(ctx, file, f.bases(ctx, file), func(done int64) {
 			arrived(done - counted)
 			counted = done
 		})
+		imported := came() && err != nil
+		if imported {
+			err = f.store.Abort(file.Digest) // what came of it from the hub
+		}
 		if err == nil {
 			f.markSound(file.Digest)
 			arrived(file.Size - counted)
-			if f.opts.Arrived != nil {
+			if f.opts.Arrived != nil && !imported {
 				f.opts.Arrived(file, a)
 			}
 		}

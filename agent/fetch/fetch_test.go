@@ -172,6 +172,60 @@ func TestDamagedContentIsFetchedAnew(t *testing.T) {
 	}
 }
 
+// TestImportGoesAroundTheHub: while a fetch waits for the hub, the same content
+// comes another way, and the fetch goes on with it.
+func TestImportGoesAroundTheHub(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "one", "three")
+	h.gate = make(chan struct{}) // the hub never answers
+	f := New(h.store, h, Options{Holdings: func() []Holding { return nil }})
+	waiting := make(chan error, 1)
+	go func() { waiting <- f.Fetch(t.Context(), files, func(int64) {}) }()
+	bring := func(_ context.Context, file atelier.File) error {
+		w, err := h.store.Writer("")
+		if err != nil {
+			return err
+		}
+		if _, err = w.Write(h.has[file.Digest]); err == nil {
+			_, err = w.Commit(file.Digest, file.Size)
+		}
+		return errors.Join(err, w.Close())
+	}
+	brought, err := f.Import(t.Context(), files, bring)
+	if err != nil || brought != 8 {
+		t.Fatalf("brought %d bytes: %v", brought, err)
+	}
+	if err := <-waiting; err != nil {
+		t.Errorf("the fetch that waited: %v", err)
+	}
+	if brought, err := f.Import(t.Context(), files, bring); brought != 0 || err != nil {
+		t.Errorf("again: %d bytes, %v", brought, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.waiting) != 0 {
+		t.Errorf("%d still wait", len(f.waiting))
+	}
+}
+
+// TestImportThatFailsLeavesTheOthersWaiting for the hub.
+func TestImportThatFailsLeavesTheOthersWaiting(t *testing.T) {
+	t.Parallel()
+	h, _, files := setup(t, "one")
+	h.gate = make(chan struct{})
+	f := New(h.store, h, Options{Holdings: func() []Holding { return nil }})
+	waiting := make(chan error, 1)
+	go func() { waiting <- f.Fetch(t.Context(), files, func(int64) {}) }()
+	broken := errors.New("the stick is broken")
+	if _, err := f.Import(t.Context(), files, func(context.Context, atelier.File) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	close(h.gate)
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+}
+
 // damage changes a byte of a content.
 func damage(t *testing.T, disk *durabletest.Disk, d atelier.Digest) {
 	t.Helper()

@@ -25,9 +25,33 @@ const (
 func (s *Store) Receive(raw, payload []byte) (ack wire.DesiredAck, changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	refuse := func(r atelier.Reason, format string, args ...any) (wire.DesiredAck, bool) {
-		ack.Why = atelier.Because(r, fmt.Sprintf(format, args...))
+	desired, ack, changed := s.consider(payload)
+	if !changed {
 		return ack, false
+	}
+	if err := s.write(desiredFile, raw); err != nil {
+		ack.Saved, ack.Why = false, atelier.BecauseOf(atelier.ReasonStateNotDurable, err)
+		return ack, false
+	}
+	s.desired, s.payload = desired, bytes.Clone(payload)
+	return ack, true
+}
+
+// Consider returns the state in payload and what Receive would answer to it now,
+// if it can be saved. It changes nothing.
+func (s *Store) Consider(payload []byte) (*atelier.DesiredState, wire.DesiredAck) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	desired, ack, _ := s.consider(payload)
+	return desired, ack
+}
+
+// consider decides on a desired state; fresh tells that it is to be saved. The
+// caller holds s.mu.
+func (s *Store) consider(payload []byte) (desired *atelier.DesiredState, ack wire.DesiredAck, fresh bool) {
+	refuse := func(r atelier.Reason, format string, args ...any) (*atelier.DesiredState, wire.DesiredAck, bool) {
+		ack.Why = atelier.Because(r, fmt.Sprintf(format, args...))
+		return nil, ack, false
 	}
 	desired, err := decodeDesired(payload)
 	if desired != nil {
@@ -44,7 +68,7 @@ func (s *Store) Receive(raw, payload []byte) (ack wire.DesiredAck, changed bool)
 	switch {
 	case s.desired != nil && desired.Position() == held && bytes.Equal(payload, s.payload):
 		ack.Saved, ack.Why = true, saved(held)
-		return ack, false
+		return desired, ack, false
 	case s.desired != nil && !desired.Position().After(held):
 		return refuse(atelier.ReasonReplayed, "generation %d of epoch %d came, generation %d of epoch %d is held",
 			desired.Generation, desired.Epoch, held.Generation, held.Epoch)
@@ -54,13 +78,8 @@ func (s *Store) Receive(raw, payload []byte) (ack wire.DesiredAck, changed bool)
 			return refuse(atelier.ReasonUnsupportedFeature, "the desired state needs %q, which this agent does not have", feature)
 		}
 	}
-	if err := s.write(desiredFile, raw); err != nil {
-		ack.Why = atelier.BecauseOf(atelier.ReasonStateNotDurable, err)
-		return ack, false
-	}
-	s.desired, s.payload = desired, bytes.Clone(payload)
 	ack.Saved, ack.Why = true, saved(desired.Position())
-	return ack, true
+	return desired, ack, true
 }
 
 // Refusal is the answer to an envelope of a desired state that did not verify.

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/agent"
+	"github.com/atelier-edge/atelier/agent/bundles"
 	"github.com/atelier-edge/atelier/agent/config"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/facts"
@@ -78,6 +80,24 @@ func setupRun(_ *flag.FlagSet, p *paths) func(context.Context, config.Config) er
 	}
 }
 
+func setupImport(flags *flag.FlagSet, p *paths) func(context.Context, config.Config) error {
+	output := flags.String("o", "", "the `FORMAT` of the output: json, or nothing for people")
+	return func(ctx context.Context, c config.Config) error {
+		path, err := filepath.Abs(flags.Arg(0))
+		if err != nil {
+			return err
+		}
+		done, err := agent.Import(ctx, agent.Options{
+			Config: c, ConfigPath: p.config, Version: version, Targets: kinds,
+			Facts: facts.Options{Root: os.DirFS("/")}, Log: io.Discard,
+		}, path)
+		if err != nil {
+			return err
+		}
+		return show(p.stdout, *output, done, func(w io.Writer) { fmt.Fprintf(w, "Imported: %s.\n", done) })
+	}
+}
+
 func setupDown(_ *flag.FlagSet, _ *paths) func(context.Context, config.Config) error {
 	return func(ctx context.Context, c config.Config) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -140,6 +160,12 @@ func printStatus(w io.Writer, s agent.Status) {
 			if r := c.Why().Remedy(); r != "" {
 				fmt.Fprintf(w, "\t%s\n", r)
 			}
+		}
+	}
+	for _, b := range s.Bundles {
+		fmt.Fprintf(w, "Bundle\t%s: %s\n", b.Name, b.State)
+		if b.State != bundles.StateImported {
+			fmt.Fprintf(w, "\t%s: %s\n\t%s\n", b.Why.Reason(), b.Why.Message(), b.Why.Remedy())
 		}
 	}
 	if len(s.Modules) == 0 {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -41,6 +42,7 @@ Usage:
   atelier-agent join --hub URL --fingerprint SHA256 --token TOKEN [--name NAME] [--label KEY=VALUE]…
   atelier-agent run
   atelier-agent status [-o json]
+  atelier-agent import BUNDLE
   atelier-agent check
   atelier-agent down
   atelier-agent version
@@ -48,6 +50,7 @@ Usage:
   join      become a device of a hub; 'atelier device token' prints the command
   run       run the agent; it goes on until it is told to end, and modules go on without it
   status    tell how the agent and its modules are
+  import    take a deployment from a bundle that 'atelier bundle export' wrote, without a network
   check     tell what this machine is and whether it can run models
   down      end the modules and the gateway; only while no agent runs
   version   print the version
@@ -67,6 +70,7 @@ const (
 // command is one of the program's commands.
 type command struct {
 	about string
+	args  string // what follows the flags, "" for nothing; one word each
 	// setup adds the command's flags and returns what runs it after they are read.
 	setup func(*flag.FlagSet, *paths) func(ctx context.Context, c config.Config) error
 }
@@ -78,11 +82,12 @@ type paths struct {
 }
 
 var commands = map[string]command{
-	"join":   {"Become a device of a hub.", setupJoin},
-	"run":    {"Run the agent.", setupRun},
-	"status": {"Tell how the agent and its modules are.", setupStatus},
-	"check":  {"Tell what this machine is and whether it can run models.", setupCheck},
-	"down":   {"End the modules and the gateway.", setupDown},
+	"join":   {"Become a device of a hub.", "", setupJoin},
+	"run":    {"Run the agent.", "", setupRun},
+	"status": {"Tell how the agent and its modules are.", "", setupStatus},
+	"import": {"Take a deployment from a bundle: a directory or a .tar file.", "BUNDLE", setupImport},
+	"check":  {"Tell what this machine is and whether it can run models.", "", setupCheck},
+	"down":   {"End the modules and the gateway.", "", setupDown},
 }
 
 func main() {
@@ -119,7 +124,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "%s\n\nUsage: atelier-agent %s [flags]\n\n", cmd.about, args[0])
+		fmt.Fprintf(flags.Output(), "%s\n\nUsage: %s\n\n", cmd.about, strings.TrimSpace("atelier-agent "+args[0]+" [flags] "+cmd.args))
 		flags.PrintDefaults()
 	}
 	p := &paths{stdout: stdout, stderr: stderr}
@@ -132,8 +137,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	case err != nil:
 		return exitUsage
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "atelier-agent %s: unexpected argument %q\n", args[0], flags.Arg(0))
+	case flags.NArg() > len(strings.Fields(cmd.args)):
+		fmt.Fprintf(stderr, "atelier-agent %s: unexpected argument %q\n", args[0], flags.Arg(flags.NArg()-1))
+		return exitUsage
+	case flags.NArg() < len(strings.Fields(cmd.args)):
+		fmt.Fprintf(stderr, "atelier-agent %s: %s is missing\n", args[0], cmd.args)
 		return exitUsage
 	}
 	c, err := p.load()
@@ -179,7 +187,7 @@ func explain(stderr io.Writer, err error) int {
 	switch atelier.CodeOf(err) {
 	case atelier.NotFound:
 		return exitNotFound
-	case atelier.Unauthenticated, atelier.Forbidden, atelier.Exists, atelier.Conflict, atelier.Exhausted:
+	case atelier.Unauthenticated, atelier.Forbidden, atelier.Exists, atelier.Conflict, atelier.Stale, atelier.Exhausted:
 		return exitRefused
 	case atelier.Unavailable, atelier.Timeout:
 		return exitUnreachable

@@ -57,6 +57,8 @@ const (
 	DeploymentUpdate Verb = "deployment.update" // change a deployment, its version above all
 	DeploymentDelete Verb = "deployment.delete" // end a deployment
 
+	BundleExport Verb = "bundle.export" // take signed desired states with their content away, for devices without a network
+
 	EndpointList      Verb = "endpoint.list"       // see endpoints
 	EndpointShow      Verb = "endpoint.show"       // read an endpoint, its addresses, and what answered a request
 	EndpointKeys      Verb = "endpoint.keys"       // see an endpoint's keys

@@ -200,6 +200,9 @@ type ReportedState struct {
 	// State is the device's last report; nil before the first.
 	State    *atelier.ReportedState `json:"state,omitempty"`
 	Received *time.Time             `json:"received,omitempty"` // when State came, by the hub's clock
+	// Holds are the modules whose content the device has on its disk, as far as its
+	// reports tell. Records of earlier hubs have none until the device reports a change.
+	Holds []atelier.Module `json:"holds,omitempty"`
 }
 
 // Refusal is a device's no to a desired state.

@@ -59,8 +59,15 @@ func (f *Fleet) storeReport(tx store.Tx, p *peer, stored catalog.ReportedState, 
 		if err := catalog.ReportedStates.Record(tx, p.workspace, stored); err != nil {
 			return err
 		}
-	} else if _, err := catalog.ReportedStates.Update(tx, p.workspace, stored); err != nil {
-		return err
+	} else {
+		desired, err := catalog.DesiredStates.Get(tx, p.workspace, p.device)
+		if err != nil && !isNotFound(err) {
+			return err
+		}
+		stored.Holds = holds(stored.Holds, desired.Modules, r.Modules)
+		if _, err := catalog.ReportedStates.Update(tx, p.workspace, stored); err != nil {
+			return err
+		}
 	}
 	return f.observe(tx, p, func(d *atelier.Device) {
 		d.Connected, d.LastSeen, d.Agent, d.Facts, d.Conditions = true, &now, r.Agent, r.Facts, r.Conditions

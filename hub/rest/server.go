@@ -102,6 +102,7 @@ func (s *server) routes(api huma.API) {
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)
+	s.registerBundles(api)
 	s.registerEvents(api)
 	s.registerPrometheus()
 	s.registerDocs(api)

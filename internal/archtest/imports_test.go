@@ -28,6 +28,7 @@ var layers = []layer{
 	{"internal/wire", []string{""}, "both sides of the wire import it"},
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
+	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
 	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
@@ -54,7 +55,7 @@ var layers = []layer{
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},
 
-	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/otlp", "targets", "agent"}, "an agent is small, and never contains the hub"},
+	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/otlp", "targets", "agent"}, "an agent is small, and never contains the hub"},
 
 	{"cmd/atelier", []string{"", "hub/client"}, "the command line is a client of the REST API and nothing else"},
 	{"cmd/atelier-hub", []string{"", "internal", "hub"}, "the hub knows a target kind as a name only"},

@@ -79,6 +79,9 @@ func (s *Store) AbortStale(age time.Duration) error {
 func (s *Store) AbortUnneeded(age time.Duration, needed func(atelier.Digest) bool) error {
 	return s.eachIngest(func(name string, written time.Time) error {
 		key, ok := strings.CutPrefix(name, kindFetch)
+		if !ok {
+			key, ok = strings.CutPrefix(name, kindDifference)
+		}
 		if !ok || needed(atelier.Digest("sha256:"+key)) {
 			return nil
 		}

@@ -1,0 +1,294 @@
+package fleet
+
+import (
+	"context"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/catalog"
+	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/bundle"
+	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/trust"
+)
+
+// BundleSpec says what a bundle shall hold. Everything is named by name or id.
+type BundleSpec struct {
+	// Deployments select the bundle's devices: all those that they are on, or of
+	// Devices those that they are on.
+	Deployments []string
+	// Devices are the bundle's devices where Deployments are empty.
+	Devices []string
+	// From are versions, MODEL:NUMBER, whose files the devices have: they are left out.
+	From []string
+	// SinceDevice is a device; what it was last known to hold is left out.
+	SinceDevice string
+}
+
+// ExportBundle lays out a bundle with the newest desired states of devices and all
+// that those need: the same bytes that the devices would get over MQTT. NotFound for
+// what there is none of, Conflict for a device that cannot run one of the
+// deployments, and for a SinceDevice of which nothing is known.
+func (f *Fleet) ExportBundle(ctx context.Context, workspace string, spec BundleSpec) (*bundle.Layout, error) {
+	if len(spec.Deployments) == 0 && len(spec.Devices) == 0 {
+		return nil, atelier.Errorf(atelier.Invalid, "neither a deployment nor a device is named").WithField("deployments")
+	}
+	var devices []atelier.Device
+	err := f.store.View(ctx, func(tx store.Tx) (err error) {
+		devices, err = bundleDevices(tx, workspace, spec)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(devices))
+	for i := range devices {
+		ids[i] = devices[i].ID
+	}
+	// What was deployed a moment ago may not be in the states yet.
+	if err := f.resolveDevices(ctx, workspace, ids); err != nil {
+		return nil, err
+	}
+	signer, err := f.authority.StateSigner(workspace)
+	if err != nil {
+		return nil, err
+	}
+	c := bundle.Config{Workspace: workspace, Created: f.clock.Now().UTC().Truncate(time.Second)}
+	var layers []bundle.Source
+	err = f.store.View(ctx, func(tx store.Tx) (err error) {
+		c.Devices, c.Files = nil, nil
+		layers, err = f.bundleOf(tx, workspace, spec, devices, &c)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.Trust, err = f.authority.TrustChain(workspace, 0, 0); err != nil {
+		return nil, err
+	}
+	return bundle.Build(c, layers, func(payloadType string, payload []byte) ([]byte, error) {
+		return trust.Sign(payloadType, payload, signer)
+	})
+}
+
+// bundleDevices returns the devices that a bundle is for.
+func bundleDevices(tx store.Tx, workspace string, spec BundleSpec) ([]atelier.Device, error) {
+	var named, all []atelier.Device
+	for _, ref := range spec.Devices {
+		d, err := catalog.Devices.Resolve(tx, workspace, "", ref)
+		if err != nil {
+			return nil, err
+		}
+		if d.Revoked != nil {
+			return nil, atelier.Errorf(atelier.Conflict, "device %q was revoked, and is told nothing any more", d.Name).
+				WithRemedy("Join it again, or export for other devices.")
+		}
+		named = append(named, d)
+	}
+	if len(spec.Deployments) == 0 {
+		return named, nil
+	}
+	selectors := map[string]atelier.Selector{}
+	for _, ref := range spec.Deployments {
+		d, err := catalog.Deployments.Resolve(tx, workspace, "", ref)
+		if err != nil {
+			return nil, err
+		}
+		selectors[d.Name] = d.Selector
+	}
+	selected := func(d *atelier.Device) bool {
+		for _, s := range selectors {
+			if s.Match(d) {
+				return true
+			}
+		}
+		return false
+	}
+	if len(named) > 0 {
+		for i := range named {
+			if !selected(&named[i]) {
+				return nil, atelier.Errorf(atelier.Conflict, "none of the deployments is on device %q", named[i].Name).
+					WithRemedy("Deploy to it first, or name the device alone to export all that it shall run.")
+			}
+		}
+		return named, nil
+	}
+	err := catalog.Devices.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Device) error {
+		if d.Revoked == nil && selected(&d) {
+			all = append(all, d)
+		}
+		return nil
+	})
+	if err == nil && len(all) == 0 {
+		err = atelier.Errorf(atelier.Conflict, "no device is selected by %s", strings.Join(spec.Deployments, ", ")).
+			WithRemedy("A bundle is signed for devices: join one that the deployment selects.")
+	}
+	return all, err
+}
+
+// bundleOf reads the devices' states, and returns the layers of the bundle.
+func (f *Fleet) bundleOf(tx store.Tx, workspace string, spec BundleSpec, devices []atelier.Device, c *bundle.Config) ([]bundle.Source, error) {
+	ws, err := catalog.Workspaces.Get(tx, "", workspace)
+	if err != nil {
+		return nil, err
+	}
+	c.WorkspaceName = ws.Name
+	held, err := heldBy(tx, workspace, spec)
+	if err != nil {
+		return nil, err
+	}
+	var layers, contents []bundle.Source
+	listed := map[atelier.Digest]bool{}
+	for i := range devices {
+		d := &devices[i]
+		state, err := catalog.DesiredStates.Get(tx, workspace, d.ID)
+		if err != nil {
+			return nil, err
+		}
+		if err := runs(tx, workspace, spec, d, &state); err != nil {
+			return nil, err
+		}
+		layer := bundle.State(state.Envelope)
+		layers = append(layers, layer)
+		c.Devices = append(c.Devices, bundle.Device{ID: d.ID, Name: d.Name, Position: state.Position, State: layer.Digest})
+		for m := range state.Modules {
+			for _, file := range state.Modules[m].Content() {
+				if listed[file.Digest] {
+					continue
+				}
+				listed[file.Digest] = true
+				c.Files = append(c.Files, bundle.File{File: file, MediaType: bundle.TypeContent, Held: held[file.Digest]})
+				if held[file.Digest] {
+					continue
+				}
+				source, err := f.contentOf(file)
+				if err != nil {
+					return nil, err
+				}
+				contents = append(contents, source)
+			}
+		}
+	}
+	return append(layers, contents...), nil
+}
+
+// runs checks that a device's state has those of the named deployments that select it.
+func runs(tx store.Tx, workspace string, spec BundleSpec, d *atelier.Device, state *catalog.DesiredState) error {
+	for _, ref := range spec.Deployments {
+		dep, err := catalog.Deployments.Resolve(tx, workspace, "", ref)
+		if err != nil {
+			return err
+		}
+		for _, u := range state.Unmet {
+			if u.Deployment == dep.ID {
+				return atelier.Errorf(atelier.Conflict, "device %q cannot run deployment %q, %s: %s", d.Name, dep.Name, u.Why.Reason(), u.Why.Message()).
+					WithRemedy("%s", u.Why.Remedy())
+			}
+		}
+	}
+	return nil
+}
+
+// contentOf returns the layer of a file that the hub holds.
+func (f *Fleet) contentOf(file atelier.File) (bundle.Source, error) {
+	if _, err := f.content.Info(file.Digest); err != nil {
+		return bundle.Source{}, atelier.Errorf(atelier.CodeOf(err), "%q cannot be exported: %w", file.Path, err).
+			WithRemedy("Register the model version, or the runtime, again.")
+	}
+	return bundle.Content(file, func() (io.ReadCloser, error) {
+		b, err := f.content.Open(file.Digest)
+		if err != nil {
+			return nil, err
+		}
+		return blobReader{io.NewSectionReader(b, 0, b.Size()), b}, nil
+	}), nil
+}
+
+// blobReader reads a blob from its beginning to its end.
+type blobReader struct {
+	io.Reader
+	blob *content.Blob
+}
+
+func (r blobReader) Close() error { return r.blob.Close() }
+
+// heldBy returns the contents that a bundle leaves out.
+func heldBy(tx store.Tx, workspace string, spec BundleSpec) (map[atelier.Digest]bool, error) {
+	held := map[atelier.Digest]bool{}
+	for _, ref := range spec.From {
+		v, err := versionOf(tx, workspace, ref)
+		if err != nil {
+			return nil, err
+		}
+		for _, variant := range v.Variants {
+			for _, file := range variant.Files {
+				held[file.Digest] = true
+			}
+		}
+	}
+	if spec.SinceDevice == "" {
+		return held, nil
+	}
+	d, err := catalog.Devices.Resolve(tx, workspace, "", spec.SinceDevice)
+	if err != nil {
+		return nil, err
+	}
+	reported, err := catalog.ReportedStates.Get(tx, workspace, d.ID)
+	if err != nil && !isNotFound(err) {
+		return nil, err
+	}
+	if len(reported.Holds) == 0 {
+		return nil, atelier.Errorf(atelier.Conflict, "device %q has not reported yet that it runs something", d.Name).
+			WithRemedy("Name what it has with --from MODEL:VERSION, or export everything.")
+	}
+	for m := range reported.Holds {
+		for _, file := range reported.Holds[m].Content() {
+			held[file.Digest] = true
+		}
+	}
+	return held, nil
+}
+
+// versionOf returns the version that a reference, MODEL:NUMBER, names.
+func versionOf(tx store.Tx, workspace, ref string) (v atelier.Version, err error) {
+	name, number, _ := strings.Cut(ref, ":")
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 1 {
+		return v, atelier.Errorf(atelier.Invalid, "%.80q names no version; write MODEL:NUMBER", ref).WithField("from")
+	}
+	m, err := catalog.Models.Resolve(tx, workspace, "", name)
+	if err != nil {
+		return v, err
+	}
+	v, err = catalog.Versions.Find(tx, workspace, m.ID, strconv.Itoa(n))
+	if isNotFound(err) {
+		err = atelier.Errorf(atelier.NotFound, "model %q has no version %d", m.Name, n)
+	}
+	return v, err
+}
+
+// holds returns the modules that a device has on its disk, as far as its reports
+// tell: those that it says to have started, in the words of the states that it got.
+func holds(before, desired []atelier.Module, reported []atelier.ModuleStatus) []atelier.Module {
+	var now []atelier.Module
+	for _, m := range reported {
+		c := m.Current
+		if c == nil || c.State() != atelier.Serving && c.State() != atelier.Standby {
+			if i := slices.IndexFunc(before, func(b atelier.Module) bool { return c != nil && b.Rollout == c.Rollout }); i >= 0 {
+				now = append(now, before[i]) // it ran once: its content is there
+			}
+			continue
+		}
+		for _, known := range [][]atelier.Module{desired, before} {
+			if i := slices.IndexFunc(known, func(k atelier.Module) bool { return k.Rollout == c.Rollout }); i >= 0 {
+				now = append(now, known[i])
+				break
+			}
+		}
+	}
+	return now
+}
