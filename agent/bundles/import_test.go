@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/internal/bundle"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/delta"
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
@@ -227,6 +229,49 @@ func TestLeavesOutWhatTheDeviceHas(t *testing.T) {
 	}
 }
 
+// TestBringsDifferences to who holds the base, and to nobody else.
+func TestBringsDifferences(t *testing.T) {
+	t.Parallel()
+	i := newIsland(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	base := make([]byte, 200<<10)
+	for n := range base {
+		base[n] = byte(rng.Uint32())
+	}
+	target := bytes.Clone(base)
+	copy(target[100<<10:], "some new weights")
+	var difference bytes.Buffer
+	_, err := delta.Encode(t.Context(), &difference, delta.File{Digest: atelier.DigestOf(target), Size: int64(len(target)), Content: bytes.NewReader(target)},
+		[]delta.File{{Digest: atelier.DigestOf(base), Size: int64(len(base)), Content: bytes.NewReader(base)}}, delta.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// with makes a bundle with these bytes for the difference.
+	with := func(changes []byte) string {
+		p := i.parcel(2, string(target))
+		d := atelier.DigestOf(changes)
+		p.layers = []bundle.Source{p.layers[0], bundle.Changes(d, int64(len(changes)), func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(changes)), nil
+		})}
+		p.config.Requires = []string{bundle.FeatureDifferences}
+		p.config.Files[0].Difference = &bundle.Difference{Digest: d, Bases: []atelier.Digest{atelier.DigestOf(base)}}
+		return p.file(t)
+	}
+	good := with(difference.Bytes())
+	i.refuses(good, atelier.ReasonContentMissing)
+	i.takes(i.parcel(1, string(base)).file(t))
+	bad := bytes.Clone(difference.Bytes())
+	bad[len(bad)/2] ^= 1
+	i.refuses(with(bad), atelier.ReasonDigestMismatch) // signed, and wrong all the same
+	i.refuses(with([]byte("no difference")), atelier.ReasonDigestMismatch)
+	if i.has(string(target)) {
+		t.Error("content of a bad difference is in the store")
+	}
+	if done := i.takes(good); done.Position.Generation != 2 || !i.has(string(target)) || len(difference.Bytes()) > len(target)/10 {
+		t.Errorf("%+v by a difference of %d bytes", done, difference.Len())
+	}
+}
+
 func TestRefusesWithItsReason(t *testing.T) {
 	t.Parallel()
 	other := agenttest.NewAuthority(t)
@@ -312,15 +357,14 @@ func TestRefusesWithItsReason(t *testing.T) {
 		}, atelier.ReasonUnsupportedFeature},
 		"that lies of a size": {func(t *testing.T, i *island) string {
 			p := i.parcel(1, "one")
-			l := &p.layers[1]
-			l.Size = 4
-			l.Open = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("once")), nil }
+			m := agenttest.Module("a", []byte("one"))
+			m.Model.Variant.Files[0].Size = 4
+			p.config.Devices = nil
+			p.add(t, atelier.DesiredState{Workspace: i.hub.Workspace, Device: i.device, Epoch: 1, Generation: 5, Modules: []atelier.Module{m}}, i.hub)
 			return p.file(t)
 		}, atelier.ReasonBundleInvalid},
 		"that lies of content": {func(t *testing.T, i *island) string {
-			p := i.parcel(1, "one")
-			p.layers[1].Open = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("two")), nil }
-			return p.file(t)
+			return save(t, bytes.Replace(i.parcel(1, "one").bytes(t), []byte("one\x00"), []byte("two\x00"), 1))
 		}, atelier.ReasonDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {
