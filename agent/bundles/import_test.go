@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/atelier-edge/atelier/internal/bundle"
 	"github.com/atelier-edge/atelier/internal/content"
 	"github.com/atelier-edge/atelier/internal/content/delta"
+	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/durable/durabletest"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
@@ -32,6 +34,8 @@ type island struct {
 	hub      *agenttest.Authority
 	device   string
 	disk     *durabletest.Disk
+	fs       durable.FS // the disk, or the system's
+	dir      string     // in fs
 	state    *state.Store
 	content  *content.Store
 	importer *Importer
@@ -42,6 +46,7 @@ type island struct {
 func newIsland(t *testing.T) *island {
 	t.Helper()
 	i := &island{T: t, hub: agenttest.NewAuthority(t), device: atelier.NewID(), disk: durabletest.NewDisk(), watched: filepath.Join(t.TempDir(), "bundles")}
+	i.fs, i.dir = i.disk, "/"
 	if err := i.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,11 +56,11 @@ func newIsland(t *testing.T) *island {
 // start opens everything anew, as an agent that starts.
 func (i *island) start() (err error) {
 	if i.state, err = state.Open(state.Options{
-		FS: i.disk, Dir: "/state", Device: i.device, Workspace: i.hub.Workspace, Root: i.hub.Root(), Delegation: i.hub.Delegation(),
+		FS: i.fs, Dir: filepath.Join(i.dir, "state"), Device: i.device, Workspace: i.hub.Workspace, Root: i.hub.Root(), Delegation: i.hub.Delegation(),
 	}); err != nil {
 		return err
 	}
-	if i.content, err = content.Open(i.disk, "/content", content.WithCheckpoint(64<<10, time.Hour)); err != nil {
+	if i.content, err = content.Open(i.fs, filepath.Join(i.dir, "content"), content.WithCheckpoint(64<<10, time.Hour)); err != nil {
 		return err
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -210,6 +215,25 @@ func TestImportsAStateWithItsContent(t *testing.T) {
 	}
 	if got := i.importer.Outcomes(); len(got) != 0 {
 		t.Errorf("outcomes %v", got)
+	}
+}
+
+// TestMemoryStaysSmall whatever the bundle's size. It counts what the whole process
+// allocates, so that it does not run beside others.
+func TestMemoryStaysSmall(t *testing.T) { //nolint:paralleltest // see above
+	i := newIsland(t)
+	i.fs, i.dir = durable.OS{}, t.TempDir()
+	if err := i.start(); err != nil {
+		t.Fatal(err)
+	}
+	const size = 64 << 20
+	name := i.parcel(1, strings.Repeat("0123456789abcdef", size/16)).file(t)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	i.takes(name)
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 { // a thousand checkpoints take most of it
+		t.Errorf("%d bytes were allocated to import %d", n, size)
 	}
 }
 
