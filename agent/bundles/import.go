@@ -422,19 +422,24 @@ func (i *Importer) Outcomes() []Outcome {
 	return append([]Outcome{}, i.outcomes...)
 }
 
-// note logs an outcome, and keeps it in place of an earlier one of the same name.
+// note keeps an outcome in place of an earlier one of the same name, and logs it
+// where it is another one: what waits is tried again every minute.
 func (i *Importer) note(o Outcome) {
-	switch o.State {
-	case StateImported:
+	i.mu.Lock()
+	known := slices.ContainsFunc(i.outcomes, func(other Outcome) bool {
+		return other.Name == o.Name && other.State == o.State && other.Why == o.Why
+	})
+	kept := slices.DeleteFunc(slices.Clone(i.outcomes), func(other Outcome) bool { return other.Name == o.Name })
+	kept = append(kept, o)
+	i.outcomes = kept[max(0, len(kept)-maxOutcomes):]
+	i.mu.Unlock()
+	switch {
+	case o.State == StateImported:
 		i.opts.Log.Info("imported a bundle", "bundle", o.Name, "what", o.Why.Message())
-	case StateRefused:
+	case known:
+	case o.State == StateRefused:
 		i.opts.Log.Error("refused a bundle", "bundle", o.Name, "why", o.Why)
 	default:
 		i.opts.Log.Warn("a bundle waits", "bundle", o.Name, "state", o.State, "why", o.Why)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	kept := slices.DeleteFunc(slices.Clone(i.outcomes), func(other Outcome) bool { return other.Name == o.Name })
-	kept = append(kept, o)
-	i.outcomes = kept[max(0, len(kept)-maxOutcomes):]
 }
