@@ -26,6 +26,7 @@ import (
 	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/internal/bundle"
 	"github.com/atelier-edge/atelier/internal/content"
+	"github.com/atelier-edge/atelier/internal/content/delta"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
 
@@ -136,12 +137,18 @@ func (i *Importer) take(ctx context.Context, b *bundle.Bundle) (Imported, error)
 		return Imported{}, refusal(ack)
 	}
 	var files []atelier.File
-	needed := map[atelier.Digest]bool{}
+	seen, needed := map[atelier.Digest]bool{}, map[atelier.Digest]bool{}
 	for m := range desired.Modules {
 		for _, f := range desired.Modules[m].Content() {
-			if !needed[f.Digest] {
-				needed[f.Digest] = true
-				files = append(files, f)
+			if seen[f.Digest] {
+				continue
+			}
+			seen[f.Digest], needed[f.Digest] = true, true
+			files = append(files, f)
+			if d := b.Difference(f.Digest); d != nil {
+				for _, base := range d.Bases {
+					needed[base] = true
+				}
 			}
 		}
 	}
@@ -232,11 +239,28 @@ func (i *Importer) enough(b *bundle.Bundle, files []atelier.File) error {
 			continue
 		}
 		has, err := i.opts.Content.Has(f.Digest)
+		if err == nil && !has {
+			err = i.base(b, f)
+		}
 		if err != nil {
 			return err
 		}
-		if !has {
-			return missing(f)
+	}
+	return nil
+}
+
+// base checks that the bundle has a difference that brings f to what the device holds.
+func (i *Importer) base(b *bundle.Bundle, f atelier.File) error {
+	d := b.Difference(f.Digest)
+	if d == nil {
+		return missing(f)
+	}
+	for _, base := range d.Bases {
+		if has, err := i.opts.Content.Has(base); err != nil {
+			return err
+		} else if !has {
+			return bundle.Refuse(atelier.ReasonContentMissing, atelier.NotFound,
+				"the bundle brings %q as a difference to %s, which the device does not hold", f.Path, base.Short())
 		}
 	}
 	return nil
@@ -250,7 +274,10 @@ func missing(f atelier.File) error {
 // What an import that was cut had written is not copied again.
 func (i *Importer) bring(ctx context.Context, b *bundle.Bundle, f atelier.File) (err error) {
 	if _, there := b.Has(f.Digest); !there {
-		return missing(f) // what was here is damaged
+		if err := i.base(b, f); err != nil {
+			return err // what was here is damaged
+		}
+		return i.decode(ctx, b, b.Difference(f.Digest), f)
 	}
 	from, err := b.Layer(f.Digest)
 	if err != nil {
@@ -266,6 +293,41 @@ func (i *Importer) bring(ctx context.Context, b *bundle.Bundle, f atelier.File) 
 		return err
 	}
 	if _, err := io.Copy(writer{w}, reader{ctx, from, f.Path}); err != nil {
+		return err
+	}
+	_, err = w.Commit(f.Digest, f.Size)
+	return err
+}
+
+// decode makes a content of a difference to what the device holds. One that was cut
+// begins anew.
+func (i *Importer) decode(ctx context.Context, b *bundle.Bundle, d *bundle.Difference, f atelier.File) (err error) {
+	for _, base := range d.Bases {
+		if err := i.opts.Content.Verify(ctx, base); err != nil {
+			return err // otherwise the bundle would be blamed
+		}
+	}
+	from, err := b.Layer(d.Digest)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = from.Close() }() // it was open for reading only
+	w, err := i.opts.Content.Writer("")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	err = delta.Decode(ctx, w, reader{ctx, from, f.Path}, f.Size, func(base atelier.Digest) (io.ReaderAt, int64, error) {
+		if !slices.Contains(d.Bases, base) {
+			return nil, 0, atelier.Errorf(atelier.Corrupt, "the difference needs %s, which the bundle does not name", base)
+		}
+		blob, err := i.opts.Content.Open(base)
+		if err != nil {
+			return nil, 0, err
+		}
+		return blob, blob.Size(), nil
+	})
+	if err != nil {
 		return err
 	}
 	_, err = w.Commit(f.Digest, f.Size)
@@ -360,19 +422,24 @@ func (i *Importer) Outcomes() []Outcome {
 	return append([]Outcome{}, i.outcomes...)
 }
 
-// note logs an outcome, and keeps it in place of an earlier one of the same name.
+// note keeps an outcome in place of an earlier one of the same name, and logs it
+// where it is another one: what waits is tried again every minute.
 func (i *Importer) note(o Outcome) {
-	switch o.State {
-	case StateImported:
+	i.mu.Lock()
+	known := slices.ContainsFunc(i.outcomes, func(other Outcome) bool {
+		return other.Name == o.Name && other.State == o.State && other.Why == o.Why
+	})
+	kept := slices.DeleteFunc(slices.Clone(i.outcomes), func(other Outcome) bool { return other.Name == o.Name })
+	kept = append(kept, o)
+	i.outcomes = kept[max(0, len(kept)-maxOutcomes):]
+	i.mu.Unlock()
+	switch {
+	case o.State == StateImported:
 		i.opts.Log.Info("imported a bundle", "bundle", o.Name, "what", o.Why.Message())
-	case StateRefused:
+	case known:
+	case o.State == StateRefused:
 		i.opts.Log.Error("refused a bundle", "bundle", o.Name, "why", o.Why)
 	default:
 		i.opts.Log.Warn("a bundle waits", "bundle", o.Name, "state", o.State, "why", o.Why)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	kept := slices.DeleteFunc(slices.Clone(i.outcomes), func(other Outcome) bool { return other.Name == o.Name })
-	kept = append(kept, o)
-	i.outcomes = kept[max(0, len(kept)-maxOutcomes):]
 }

@@ -7,184 +7,21 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/agent/agenttest"
-	"github.com/atelier-edge/atelier/agent/fetch"
-	"github.com/atelier-edge/atelier/agent/state"
 	"github.com/atelier-edge/atelier/internal/bundle"
 	"github.com/atelier-edge/atelier/internal/content"
-	"github.com/atelier-edge/atelier/internal/durable/durabletest"
+	"github.com/atelier-edge/atelier/internal/content/delta"
+	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
-
-// island is a device that does not reach its hub.
-type island struct {
-	*testing.T
-	hub      *agenttest.Authority
-	device   string
-	disk     *durabletest.Disk
-	state    *state.Store
-	content  *content.Store
-	importer *Importer
-	watched  string // directory
-	told     int    // how often a new state was told of
-}
-
-func newIsland(t *testing.T) *island {
-	t.Helper()
-	i := &island{T: t, hub: agenttest.NewAuthority(t), device: atelier.NewID(), disk: durabletest.NewDisk(), watched: filepath.Join(t.TempDir(), "bundles")}
-	if err := i.start(); err != nil {
-		t.Fatal(err)
-	}
-	return i
-}
-
-// start opens everything anew, as an agent that starts.
-func (i *island) start() (err error) {
-	if i.state, err = state.Open(state.Options{
-		FS: i.disk, Dir: "/state", Device: i.device, Workspace: i.hub.Workspace, Root: i.hub.Root(), Delegation: i.hub.Delegation(),
-	}); err != nil {
-		return err
-	}
-	if i.content, err = content.Open(i.disk, "/content", content.WithCheckpoint(64<<10, time.Hour)); err != nil {
-		return err
-	}
-	log := slog.New(slog.DiscardHandler)
-	fetcher := fetch.New(i.content, nil, fetch.Options{Log: log, Holdings: func() []fetch.Holding { return nil }})
-	i.importer = New(Options{
-		Device: i.device, Workspace: i.hub.Workspace, State: i.state, Content: i.content, Fetcher: fetcher,
-		Desired: func() { i.told++ }, Directory: i.watched, Keep: true, Log: log,
-	})
-	return nil
-}
-
-// parcel is a bundle in the making.
-type parcel struct {
-	config bundle.Config
-	layers []bundle.Source
-	sign   func(payloadType string, payload []byte) ([]byte, error)
-}
-
-// parcel makes a bundle with one state of generation for the device.
-func (i *island) parcel(generation uint64, contents ...string) *parcel {
-	i.Helper()
-	d := atelier.DesiredState{Workspace: i.hub.Workspace, Device: i.device, Epoch: 1, Generation: generation}
-	for n, c := range contents {
-		d.Modules = append(d.Modules, agenttest.Module(string(rune('a'+n)), []byte(c)))
-	}
-	p := &parcel{config: bundle.Config{Workspace: i.hub.Workspace, WorkspaceName: "plant", Created: time.Now()}}
-	p.sign = func(payloadType string, payload []byte) ([]byte, error) {
-		return i.hub.Sign(i.T, payloadType, json.RawMessage(payload)), nil
-	}
-	p.add(i.T, d, i.hub)
-	for _, c := range append(contents, "runtime") {
-		p.content(c)
-	}
-	return p
-}
-
-func (p *parcel) add(t *testing.T, d atelier.DesiredState, by *agenttest.Authority) {
-	layer := bundle.State(by.Desired(t, d))
-	p.layers = append(p.layers, layer)
-	p.config.Devices = append(p.config.Devices, bundle.Device{ID: d.Device, Name: "press", Position: d.Position(), State: layer.Digest})
-}
-
-func (p *parcel) content(text string) {
-	f := atelier.File{Path: "file", Digest: atelier.DigestOf([]byte(text)), Size: int64(len(text))}
-	p.config.Files = append(p.config.Files, bundle.File{File: f})
-	p.layers = append(p.layers, bundle.Content(f, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }))
-}
-
-func (p *parcel) bytes(t *testing.T) []byte {
-	t.Helper()
-	layout, err := bundle.Build(p.config, p.layers, p.sign)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b bytes.Buffer
-	if err := layout.WriteTar(t.Context(), &b); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func (p *parcel) file(t *testing.T) string { return save(t, p.bytes(t)) }
-
-func save(t *testing.T, b []byte) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "bundle.tar")
-	if err := os.WriteFile(name, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-// unpack writes a bundle as a directory.
-func unpack(t *testing.T, raw []byte, dir string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for r := tar.NewReader(bytes.NewReader(raw)); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		var b []byte
-		if err == nil {
-			b, err = io.ReadAll(r)
-		}
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, h.Name), b, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// takes imports a bundle, which must work.
-func (i *island) takes(path string) Imported {
-	i.Helper()
-	done, err := i.importer.Import(i.Context(), path)
-	if err != nil {
-		i.Fatal(err)
-	}
-	return done
-}
-
-// refuses imports a bundle, which must fail with the reason and change no state.
-func (i *island) refuses(path string, want atelier.Reason) {
-	i.Helper()
-	before := i.state.Position()
-	_, err := i.importer.Import(i.Context(), path)
-	if why := bundle.WhyOf(err); err == nil || why.Reason() != want || why.Message() == "" || why.Remedy() == "" && want != atelier.ReasonSuperseded {
-		i.Errorf("got %v: %s: %s (%s), want %s", err, why.Reason(), why.Message(), why.Remedy(), want)
-	}
-	if i.state.Position() != before {
-		i.Error("the desired state changed all the same")
-	}
-}
-
-func (i *island) has(text string) bool {
-	i.Helper()
-	d := atelier.DigestOf([]byte(text))
-	has, err := i.content.Has(d)
-	if err == nil && has {
-		err = i.content.Verify(i.Context(), d)
-	}
-	if err != nil {
-		i.Fatal(err)
-	}
-	return has
-}
 
 func TestImportsAStateWithItsContent(t *testing.T) {
 	t.Parallel()
@@ -211,6 +48,25 @@ func TestImportsAStateWithItsContent(t *testing.T) {
 	}
 }
 
+// TestMemoryStaysSmall whatever the bundle's size. It counts what the whole process
+// allocates, so that it does not run beside others.
+func TestMemoryStaysSmall(t *testing.T) { //nolint:paralleltest // see above
+	i := newIsland(t)
+	i.fs, i.dir = durable.OS{}, t.TempDir()
+	if err := i.start(); err != nil {
+		t.Fatal(err)
+	}
+	const size = 64 << 20
+	name := i.parcel(1, strings.Repeat("0123456789abcdef", size/16)).file(t)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	i.takes(name)
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 { // a thousand checkpoints take most of it
+		t.Errorf("%d bytes were allocated to import %d", n, size)
+	}
+}
+
 func TestLeavesOutWhatTheDeviceHas(t *testing.T) {
 	t.Parallel()
 	i := newIsland(t)
@@ -224,6 +80,49 @@ func TestLeavesOutWhatTheDeviceHas(t *testing.T) {
 	i.takes(i.parcel(1, "one").file(t))
 	if done := i.takes(name); done.Bytes != 3 {
 		t.Errorf("%+v", done)
+	}
+}
+
+// TestBringsDifferences to who holds the base, and to nobody else.
+func TestBringsDifferences(t *testing.T) {
+	t.Parallel()
+	i := newIsland(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	base := make([]byte, 200<<10)
+	for n := range base {
+		base[n] = byte(rng.Uint32())
+	}
+	target := bytes.Clone(base)
+	copy(target[100<<10:], "some new weights")
+	var difference bytes.Buffer
+	_, err := delta.Encode(t.Context(), &difference, delta.File{Digest: atelier.DigestOf(target), Size: int64(len(target)), Content: bytes.NewReader(target)},
+		[]delta.File{{Digest: atelier.DigestOf(base), Size: int64(len(base)), Content: bytes.NewReader(base)}}, delta.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// with makes a bundle with these bytes for the difference.
+	with := func(changes []byte) string {
+		p := i.parcel(2, string(target))
+		d := atelier.DigestOf(changes)
+		p.layers = []bundle.Source{p.layers[0], bundle.Changes(d, int64(len(changes)), func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(changes)), nil
+		})}
+		p.config.Requires = []string{bundle.FeatureDifferences}
+		p.config.Files[0].Difference = &bundle.Difference{Digest: d, Bases: []atelier.Digest{atelier.DigestOf(base)}}
+		return p.file(t)
+	}
+	good := with(difference.Bytes())
+	i.refuses(good, atelier.ReasonContentMissing)
+	i.takes(i.parcel(1, string(base)).file(t))
+	bad := bytes.Clone(difference.Bytes())
+	bad[len(bad)/2] ^= 1
+	i.refuses(with(bad), atelier.ReasonDigestMismatch) // signed, and wrong all the same
+	i.refuses(with([]byte("no difference")), atelier.ReasonDigestMismatch)
+	if i.has(string(target)) {
+		t.Error("content of a bad difference is in the store")
+	}
+	if done := i.takes(good); done.Position.Generation != 2 || !i.has(string(target)) || len(difference.Bytes()) > len(target)/10 {
+		t.Errorf("%+v by a difference of %d bytes", done, difference.Len())
 	}
 }
 
@@ -312,15 +211,14 @@ func TestRefusesWithItsReason(t *testing.T) {
 		}, atelier.ReasonUnsupportedFeature},
 		"that lies of a size": {func(t *testing.T, i *island) string {
 			p := i.parcel(1, "one")
-			l := &p.layers[1]
-			l.Size = 4
-			l.Open = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("once")), nil }
+			m := agenttest.Module("a", []byte("one"))
+			m.Model.Variant.Files[0].Size = 4
+			p.config.Devices = nil
+			p.add(t, atelier.DesiredState{Workspace: i.hub.Workspace, Device: i.device, Epoch: 1, Generation: 5, Modules: []atelier.Module{m}}, i.hub)
 			return p.file(t)
 		}, atelier.ReasonBundleInvalid},
 		"that lies of content": {func(t *testing.T, i *island) string {
-			p := i.parcel(1, "one")
-			p.layers[1].Open = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("two")), nil }
-			return p.file(t)
+			return save(t, bytes.Replace(i.parcel(1, "one").bytes(t), []byte("one\x00"), []byte("two\x00"), 1))
 		}, atelier.ReasonDigestMismatch},
 	} {
 		t.Run(name, func(t *testing.T) {

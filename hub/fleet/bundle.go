@@ -12,7 +12,6 @@ import (
 	"github.com/atelier-edge/atelier/hub/catalog"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/bundle"
-	"github.com/atelier-edge/atelier/internal/content"
 	"github.com/atelier-edge/atelier/internal/trust"
 )
 
@@ -58,12 +57,16 @@ func (f *Fleet) ExportBundle(ctx context.Context, workspace string, spec BundleS
 		return nil, err
 	}
 	c := bundle.Config{Workspace: workspace, Created: f.clock.Now().UTC().Truncate(time.Second)}
-	var layers []bundle.Source
+	var p packing
 	err = f.store.View(ctx, func(tx store.Tx) (err error) {
-		c.Devices, c.Files = nil, nil
-		layers, err = f.bundleOf(tx, workspace, spec, devices, &c)
+		c.Devices = nil
+		p, err = bundleOf(tx, workspace, spec, devices, &c)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	layers, err := f.pack(ctx, p, &c)
 	if err != nil {
 		return nil, err
 	}
@@ -130,50 +133,110 @@ func bundleDevices(tx store.Tx, workspace string, spec BundleSpec) ([]atelier.De
 	return all, err
 }
 
-// bundleOf reads the devices' states, and returns the layers of the bundle.
-func (f *Fleet) bundleOf(tx store.Tx, workspace string, spec BundleSpec, devices []atelier.Device, c *bundle.Config) ([]bundle.Source, error) {
+// packing is what goes into a bundle: the states, and the files that they need.
+type packing struct {
+	states []bundle.Source
+	files  []packed
+	held   holding
+}
+
+// packed is a file, and what of the devices' content it is likely to resemble; ""
+// for nothing.
+type packed struct {
+	atelier.File
+	base atelier.Digest
+}
+
+// bundleOf reads the devices' states and what they need.
+func bundleOf(tx store.Tx, workspace string, spec BundleSpec, devices []atelier.Device, c *bundle.Config) (p packing, err error) {
 	ws, err := catalog.Workspaces.Get(tx, "", workspace)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	c.WorkspaceName = ws.Name
-	held, err := heldBy(tx, workspace, spec)
-	if err != nil {
-		return nil, err
+	if p.held, err = heldBy(tx, workspace, spec); err != nil {
+		return p, err
 	}
-	var layers, contents []bundle.Source
 	listed := map[atelier.Digest]bool{}
 	for i := range devices {
 		d := &devices[i]
 		state, err := catalog.DesiredStates.Get(tx, workspace, d.ID)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		if err := runs(tx, workspace, spec, d, &state); err != nil {
-			return nil, err
+			return p, err
 		}
 		layer := bundle.State(state.Envelope)
-		layers = append(layers, layer)
+		p.states = append(p.states, layer)
 		c.Devices = append(c.Devices, bundle.Device{ID: d.ID, Name: d.Name, Position: state.Position, State: layer.Digest})
 		for m := range state.Modules {
-			for _, file := range state.Modules[m].Content() {
-				if listed[file.Digest] {
-					continue
+			module := &state.Modules[m]
+			for _, file := range module.Content() {
+				if !listed[file.Digest] {
+					listed[file.Digest] = true
+					p.files = append(p.files, packed{file, p.held.base(file.Path, file.Path == module.Model.Variant.Entry)})
 				}
-				listed[file.Digest] = true
-				c.Files = append(c.Files, bundle.File{File: file, MediaType: bundle.TypeContent, Held: held[file.Digest]})
-				if held[file.Digest] {
-					continue
-				}
-				source, err := f.contentOf(file)
-				if err != nil {
-					return nil, err
-				}
-				contents = append(contents, source)
 			}
 		}
 	}
-	return append(layers, contents...), nil
+	return p, nil
+}
+
+// pack returns the layers of a bundle, and lists its files. What the devices hold is
+// left out; a difference to what they hold takes the place of a content where it is
+// worth it.
+func (f *Fleet) pack(ctx context.Context, p packing, c *bundle.Config) ([]bundle.Source, error) {
+	layers := p.states
+	for _, file := range p.files {
+		entry := bundle.File{File: file.File, MediaType: bundle.TypeContent, Held: p.held.digests[file.Digest]}
+		if !entry.Held {
+			source, d, err := f.changesOf(ctx, file)
+			if err == nil && d == nil {
+				source, err = f.contentOf(file.File)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if entry.Difference = d; d != nil {
+				c.Requires = []string{bundle.FeatureDifferences}
+			}
+			layers = append(layers, source)
+		}
+		c.Files = append(c.Files, entry)
+	}
+	return layers, nil
+}
+
+// changesOf returns the layer of the difference that brings a file to who holds its
+// base, once it is made; none where none is worth it.
+func (f *Fleet) changesOf(ctx context.Context, file packed) (source bundle.Source, d *bundle.Difference, err error) {
+	if file.base == "" || f.differences == nil {
+		return source, nil, nil
+	}
+	found, ready := f.differences.Find(file.Digest, file.base)
+	if ready != nil {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return source, nil, ctx.Err()
+		}
+		found, _ = f.differences.Find(file.Digest, file.base)
+	}
+	if found == nil {
+		return source, nil, nil
+	}
+	size := found.Blob.Size()
+	if err := found.Blob.Close(); err != nil {
+		return source, nil, err
+	}
+	return bundle.Changes(found.Digest, size, func() (io.ReadCloser, error) {
+		now, _ := f.differences.Find(file.Digest, file.base)
+		if now == nil {
+			return nil, atelier.Errorf(atelier.Unavailable, "the difference to %q is gone", file.Path).WithRemedy("Export again.")
+		}
+		return blobReader{io.NewSectionReader(now.Blob, 0, now.Blob.Size()), now.Blob}, nil
+	}), &bundle.Difference{Digest: found.Digest, Bases: found.Bases}, nil
 }
 
 // runs checks that a device's state has those of the named deployments that select it.
@@ -211,46 +274,72 @@ func (f *Fleet) contentOf(file atelier.File) (bundle.Source, error) {
 // blobReader reads a blob from its beginning to its end.
 type blobReader struct {
 	io.Reader
-	blob *content.Blob
+	blob io.Closer
 }
 
 func (r blobReader) Close() error { return r.blob.Close() }
 
-// heldBy returns the contents that a bundle leaves out.
-func heldBy(tx store.Tx, workspace string, spec BundleSpec) (map[atelier.Digest]bool, error) {
-	held := map[atelier.Digest]bool{}
+// holding is what the devices of a bundle hold.
+type holding struct {
+	digests map[atelier.Digest]bool
+	paths   map[string]atelier.Digest
+	entry   atelier.Digest // of the last variant
+}
+
+func (h *holding) add(v *atelier.Variant, more ...atelier.File) {
+	for _, file := range append(slices.Clone(v.Files), more...) {
+		h.digests[file.Digest], h.paths[file.Path] = true, file.Digest
+		if file.Path == v.Entry {
+			h.entry = file.Digest
+		}
+	}
+}
+
+// base returns the content that a file is likely to resemble: that of the same path,
+// or what the engine loads where the file is that.
+func (h *holding) base(path string, entry bool) atelier.Digest {
+	if d, ok := h.paths[path]; ok || !entry {
+		return d
+	}
+	return h.entry
+}
+
+// heldBy returns what a bundle leaves out.
+func heldBy(tx store.Tx, workspace string, spec BundleSpec) (holding, error) {
+	h := holding{digests: map[atelier.Digest]bool{}, paths: map[string]atelier.Digest{}}
 	for _, ref := range spec.From {
 		v, err := versionOf(tx, workspace, ref)
 		if err != nil {
-			return nil, err
+			return h, err
 		}
-		for _, variant := range v.Variants {
-			for _, file := range variant.Files {
-				held[file.Digest] = true
-			}
+		for i := range v.Variants {
+			h.add(&v.Variants[i])
 		}
 	}
 	if spec.SinceDevice == "" {
-		return held, nil
+		return h, nil
 	}
 	d, err := catalog.Devices.Resolve(tx, workspace, "", spec.SinceDevice)
 	if err != nil {
-		return nil, err
+		return h, err
 	}
 	reported, err := catalog.ReportedStates.Get(tx, workspace, d.ID)
 	if err != nil && !isNotFound(err) {
-		return nil, err
+		return h, err
 	}
 	if len(reported.Holds) == 0 {
-		return nil, atelier.Errorf(atelier.Conflict, "device %q has not reported yet that it runs something", d.Name).
+		return h, atelier.Errorf(atelier.Conflict, "device %q has not reported yet that it runs something", d.Name).
 			WithRemedy("Name what it has with --from MODEL:VERSION, or export everything.")
 	}
-	for m := range reported.Holds {
-		for _, file := range reported.Holds[m].Content() {
-			held[file.Digest] = true
+	for i := range reported.Holds {
+		m := &reported.Holds[i]
+		if m.Runtime == nil {
+			h.add(&m.Model.Variant)
+		} else {
+			h.add(&m.Model.Variant, m.Runtime.Files...)
 		}
 	}
-	return held, nil
+	return h, nil
 }
 
 // versionOf returns the version that a reference, MODEL:NUMBER, names.

@@ -39,6 +39,9 @@ const (
 	TypeStatement = "application/vnd.atelier.bundle.statement.v1+json" // payload type of the signature, a Statement
 	TypeEnvelope  = "application/vnd.dsse.envelope.v1+json"            // media type of signature and states
 	TypeContent   = "application/octet-stream"                         // media type of content
+	// TypeDifference is the media type of what brings content to who holds others; see
+	// internal/content/delta.
+	TypeDifference = "application/vnd.atelier.difference.v1"
 )
 
 // RefName is the name under which the index lists the bundle, for OCI's tools: skopeo
@@ -126,6 +129,14 @@ type File struct {
 	MediaType string `json:"media_type"`
 	// Held is set for content that was left out, since the devices have it.
 	Held bool `json:"held,omitempty"`
+	// Difference, where there is one, is in the bundle in place of the content.
+	Difference *Difference `json:"difference,omitempty"`
+}
+
+// Difference brings content to a device that holds others, its bases.
+type Difference struct {
+	Digest atelier.Digest   `json:"digest"` // of its layer
+	Bases  []atelier.Digest `json:"bases"`
 }
 
 // Statement is what the workspace's state key signs of a bundle: the descriptor
@@ -134,8 +145,14 @@ type Statement struct {
 	Manifest Descriptor `json:"manifest"`
 }
 
+// FeatureDifferences is what a bundle requires that holds differences.
+const FeatureDifferences = "differences"
+
 // Features are what this program understands of Config.Requires.
-var Features []string
+var Features = []string{FeatureDifferences}
+
+// maxBases bounds the bases of a difference.
+const maxBases = 16
 
 // Error says why a bundle is not taken. An *atelier.Error with the code and the
 // remedy stands behind it (errors.As finds both).
@@ -231,8 +248,18 @@ func (c *Config) check() error {
 		}
 	}
 	for i := range c.Files {
-		if _, err := atelier.ParseDigest(string(c.Files[i].Digest)); err != nil || c.Files[i].Size < 0 {
-			return invalid("the bundle lists a file of digest %.80q with %d bytes", c.Files[i].Digest, c.Files[i].Size)
+		f := &c.Files[i]
+		digests := []atelier.Digest{f.Digest}
+		if d := f.Difference; d != nil {
+			digests = append(append(digests, d.Digest), d.Bases...)
+		}
+		if len(digests) > 2+maxBases || f.Size < 0 {
+			return invalid("the bundle lists a file with %d bytes and a difference to %d others", f.Size, len(digests)-2)
+		}
+		for _, d := range digests {
+			if _, err := atelier.ParseDigest(string(d)); err != nil {
+				return invalid("the bundle lists a file of digest %.80q, expected sha256: and 64 hexadecimal digits", d)
+			}
 		}
 	}
 	return nil

@@ -205,6 +205,16 @@ func (b *Bundle) Has(d atelier.Digest) (size int64, ok bool) {
 	return l.Size, ok
 }
 
+// Difference returns the difference that brings content, nil where there is none.
+func (b *Bundle) Difference(d atelier.Digest) *Difference {
+	for i := range b.config.Files {
+		if f := &b.config.Files[i]; f.Digest == d {
+			return f.Difference
+		}
+	}
+	return nil
+}
+
 // Read returns a layer of at most limit bytes, verified against its digest.
 func (b *Bundle) Read(d atelier.Digest, limit int64) ([]byte, error) {
 	l, ok := b.layers[d]

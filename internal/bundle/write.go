@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"io"
 	"time"
@@ -26,6 +27,11 @@ func Content(f atelier.File, open func() (io.ReadCloser, error)) Source {
 	return Source{Descriptor{
 		MediaType: TypeContent, Digest: f.Digest, Size: f.Size, Annotations: map[string]string{annotationTitle: f.Path},
 	}, open}
+}
+
+// Changes returns the layer of a difference.
+func Changes(digest atelier.Digest, size int64, open func() (io.ReadCloser, error)) Source {
+	return Source{Descriptor{MediaType: TypeDifference, Digest: digest, Size: size}, open}
 }
 
 // held returns a blob that is in memory.
@@ -143,7 +149,8 @@ func (l *Layout) TarSize() (int64, error) {
 	return size, nil
 }
 
-// WriteTar writes the layout as a tar file. After an error what was written is
+// WriteTar writes the layout as a tar file; Corrupt where a layer is not what its
+// descriptor says. After an error what was written is
 // no bundle.
 func (l *Layout) WriteTar(ctx context.Context, w io.Writer) error {
 	t := tar.NewWriter(w)
@@ -167,9 +174,10 @@ func (s *Source) copyTo(w io.Writer) error {
 		return err
 	}
 	defer func() { _ = r.Close() }() // it was open for reading only
-	n, err := io.Copy(w, r)
-	if err == nil && n != s.Size {
-		err = atelier.Errorf(atelier.Corrupt, "%s has %d bytes, expected %d", title(s.Descriptor), n, s.Size)
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(w, sum), r)
+	if got := atelier.DigestFrom(sum); err == nil && (n != s.Size || got != s.Digest) {
+		err = atelier.Errorf(atelier.Corrupt, "%s has %d bytes with the digest %s, expected %d", title(s.Descriptor), n, got, s.Size)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,9 @@ func TestAirGap(t *testing.T) {
 	w.atelier("bundle", "export", "--device", "island", "--since-device", "island", "--to", small)
 	if all, few := sizeOf(t, whole), sizeOf(t, small); few > all/4 {
 		t.Errorf("the bundle without what the device has takes %d bytes, the whole one %d", few, all)
+	}
+	if media := manifestOf(t, small); !strings.Contains(media, "application/vnd.atelier.difference.v1") {
+		t.Errorf("the model does not come as a difference: %s", media)
 	}
 	w.hub.signal(t, syscall.SIGTERM)
 
@@ -126,6 +130,24 @@ func sizeOf(t *testing.T, path string) (sum int64) {
 		t.Fatal(err)
 	}
 	return sum
+}
+
+// manifestOf returns the manifest of the bundle in a directory.
+func manifestOf(t *testing.T, dir string) string {
+	t.Helper()
+	var index struct{ Manifests []struct{ Digest string } }
+	b, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &index)
+	}
+	if err != nil || len(index.Manifests) == 0 {
+		t.Fatalf("%v: %s", err, b)
+	}
+	b, err = os.ReadFile(filepath.Join(dir, "blobs", "sha256", strings.TrimPrefix(index.Manifests[0].Digest, "sha256:")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // copyTree copies a directory without the files that are named.
