@@ -25,7 +25,7 @@ type Bundle struct {
 
 // ExportBundle asks for a bundle. The caller closes it.
 func (c *Client) ExportBundle(ctx context.Context, ws string, spec BundleSpec) (*Bundle, error) {
-	res, err := c.send(ctx, request{method: http.MethodPost, path: in(ws, "bundles"), body: spec})
+	res, err := c.send(ctx, request{method: http.MethodPost, path: in(ws, "bundles"), body: spec}) //nolint:bodyclose // whoever reads the bundle closes it
 	if err != nil {
 		return nil, err
 	}
