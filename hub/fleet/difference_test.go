@@ -121,17 +121,19 @@ func TestBasesAreTheDevicesOwn(t *testing.T) {
 		return a
 	}
 	made.since()
+	// A device on a slow line may get compressed content, to which nothing is a base.
+	bare := func(a asked) bool { return a[1] == "" }
 	// What it was to have before is a base; what is not its own is not even looked at.
 	if a := again(bases...); a.Way != transfer.WayDifference || a.Received > 10_000 {
 		t.Errorf("%+v", a)
 	}
-	if found := made.since(); !slices.Equal(found, []asked{{second.Digest, first.Digest}}) {
+	if found := slices.DeleteFunc(made.since(), bare); !slices.Equal(found, []asked{{second.Digest, first.Digest}}) {
 		t.Errorf("looked for %v", found)
 	}
 	if a := again(theirs.Digest, unused.Digest); a.Way != transfer.WayWhole {
 		t.Errorf("%+v", a)
 	}
-	if found := made.since(); len(found) > 0 {
+	if found := slices.DeleteFunc(made.since(), bare); len(found) > 0 {
 		t.Errorf("looked for %v", found)
 	}
 	if whole, differences := h.fleet.Sent(); whole < 200_000 || differences < uint64(difference.Len()) {
