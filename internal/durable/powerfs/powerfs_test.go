@@ -3,8 +3,11 @@
 package powerfs
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -157,30 +160,62 @@ func TestCutStopsTheProgram(t *testing.T) {
 	}
 }
 
-// TestSharedMapsAreKeptOnlyWhenSynced writes through shared memory, as SQLite does.
+// TestSharedMapsAreKeptOnlyWhenSynced writes through shared memory, as SQLite does:
+// in another process, since one that waits for a page of its own file system may
+// hold what serving the page needs.
 func TestSharedMapsAreKeptOnlyWhenSynced(t *testing.T) {
 	t.Parallel()
 	d, dir := mounted(t)
 	path := filepath.Join(dir, "f")
 	must(t, durable.WriteFile(durable.OS{}, path, make([]byte, 4096), 0o600))
 	for _, synced := range []bool{true, false} {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMapperProcess$")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", mapVariable, path), fmt.Sprintf("%s=%t", syncVariable, synced))
+		hold, err := cmd.StdinPipe()
 		must(t, err)
-		m, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+		out, err := cmd.StdoutPipe()
 		must(t, err)
-		copy(m, strings.Repeat(map[bool]string{true: "a", false: "b"}[synced], 4096))
-		if synced {
-			must(t, f.Sync())
-		} else {
+		must(t, cmd.Start())
+		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != written {
+			t.Fatalf("the process that maps the file says %q, %v", line, err)
+		}
+		if !synced {
 			d.Cut()
 		}
-		_ = syscall.Munmap(m) // may fail with the power off
-		_ = f.Close()
+		_ = hold.Close()
+		_ = cmd.Wait() // may fail with the power off
 		must(t, d.Restart(nil))
 		if got, err := os.ReadFile(path); err != nil || string(got) != strings.Repeat("a", 4096) {
 			t.Fatalf("synced %t: %.8q, %v", synced, got, err)
 		}
 	}
+}
+
+// What TestSharedMapsAreKeptOnlyWhenSynced and its process say to each other.
+const (
+	mapVariable  = "POWERFS_TEST_MAP"
+	syncVariable = "POWERFS_TEST_SYNC"
+	written      = "written\n"
+)
+
+// TestMapperProcess is no test but the process of TestSharedMapsAreKeptOnlyWhenSynced.
+func TestMapperProcess(t *testing.T) {
+	path := os.Getenv(mapVariable)
+	if path == "" {
+		return
+	}
+	synced := os.Getenv(syncVariable) == "true"
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	m, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	must(t, err)
+	copy(m, strings.Repeat(map[bool]string{true: "a", false: "b"}[synced], 4096))
+	if synced {
+		must(t, f.Sync())
+	}
+	fmt.Print(written)
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the power is off
+	_, _ = syscall.Munmap(m), f.Close()
 }
 
 // TestProgramsInheritNothing starts a program beside a disk: it must not get the
