@@ -30,7 +30,8 @@ type SenderOptions struct {
 	Send func(peer string, frame []byte) error
 	// Difference, where set, looks for a difference that peer can make the target of,
 	// which it may have: Open was called before. It does not wait; where there is
-	// none it says what to wait for, if anything.
+	// none it says what to wait for, if anything, and for how long: it is asked again
+	// after that, and ends the waiting.
 	Difference func(ctx context.Context, peer string, o Offer) (*Difference, *Pending)
 	// Meter, where set, is called with the bytes of content, or of a difference to it,
 	// in each frame sent. way is WayWhole or WayDifference.
@@ -322,8 +323,8 @@ func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pen
 	if err != nil {
 		return nil, planFrame{}, nil, err
 	}
-	d, pending := s.difference(ctx, t, blob.Size())
-	if pending != nil && pending.Wait > 0 && !t.late() {
+	d, pending := s.difference(ctx, t, blob.Size(), t.lacks(blob.Size()))
+	if pending != nil && pending.Wait > 0 {
 		return nil, planFrame{}, pending, blob.Close()
 	}
 	if d != nil {
