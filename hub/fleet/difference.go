@@ -29,7 +29,7 @@ const (
 	triedBases = 2
 	// A device waits for an estimate for one part in estimateShare of the time that
 	// content takes as it is, and at most for estimateTime.
-	estimateShare = 50
+	estimateShare = 100
 	estimateTime  = time.Second
 	// assumedRate is that of devices that have not said theirs, in bytes a second.
 	assumedRate = 10 << 20
@@ -166,12 +166,10 @@ func earlier(old catalog.DesiredState, modules []atelier.Module) []atelier.Diges
 	return all
 }
 
-// prepare begins to make the differences from what is deployed of a model to a version
-// of it that is new: it is likely to follow.
+// prepare gets ready for devices that pull a new version, as they are likely to soon:
+// it begins to plan the transfer of its files, and to make the differences from what
+// is deployed of the model.
 func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
-	if f.differences == nil {
-		return nil
-	}
 	return f.store.View(ctx, func(tx store.Tx) error {
 		v, err := catalog.Versions.Get(tx, workspace, id)
 		if isNotFound(err) {
@@ -179,6 +177,14 @@ func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
 		}
 		if err != nil {
 			return err
+		}
+		for _, variant := range v.Variants {
+			for _, file := range variant.Files {
+				f.prepareFile(file.Digest)
+			}
+		}
+		if f.differences == nil {
+			return nil
 		}
 		return catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
 			if d.Model != v.Model || d.VersionID == v.ID {
@@ -196,7 +202,17 @@ func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
 	})
 }
 
-// preparePair does so for files that have the same path or are what the engine loads,
+func (f *Fleet) prepareFile(d atelier.Digest) {
+	blob, err := f.content.Open(d)
+	if err == nil {
+		err = f.sender.Prepare(d, blob)
+	}
+	if err != nil {
+		f.log.Warn("the transfer of a new file is not planned yet", "digest", d, "error", err)
+	}
+}
+
+// preparePair begins to make differences for files that have the same path or are what the engine loads,
 // as devices do when they look for bases.
 func (f *Fleet) preparePair(v, deployed atelier.Version) {
 	const entry = "\x00" // no path

@@ -65,7 +65,7 @@ func TestPatience(t *testing.T) {
 		"not its turn yet":          {slow, transfer.Expectation{For: -1}, 0},
 		"no estimate yet":           {slow, transfer.Expectation{For: s / 4}, 3 * s / 4},
 		"no estimate for long":      {slow, transfer.Expectation{For: 2 * s}, 0},
-		"no estimate, a fast line":  {transfer.Offer{Missing: 100_000, Rate: 100_000}, transfer.Expectation{For: s / 100}, s / 100},
+		"no estimate, a fast line":  {transfer.Offer{Missing: 100_000, Rate: 100_000}, transfer.Expectation{For: s / 200}, s / 200},
 		"small":                     {slow, transfer.Expectation{Known: true, Size: 10_000, Rest: 80 * s}, 80 * s},
 		"not that small":            {slow, transfer.Expectation{Known: true, Size: 30_000, Rest: 80 * s}, 0},
 		"slow to decode":            {slow, transfer.Expectation{Known: true, Size: 10_000, Rest: 80 * s, Decoding: 20 * s}, 0},

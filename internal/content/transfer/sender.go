@@ -63,6 +63,7 @@ type Sender struct {
 	plans  *planCache
 	blocks *blockCache    // nil for none
 	opens  chan *outgoing // asked for, to be authorised and planned
+	early  chan planned   // to be planned before anybody asks
 	ready  chan *outgoing // something may be sent; each transfer at most once
 
 	waits sync.WaitGroup // transfers that wait for a difference; only Run's goroutines begin one
@@ -111,6 +112,7 @@ func NewSender(o SenderOptions) *Sender {
 		// before its turn came; hence twice the number.
 		opens: make(chan *outgoing, 2*o.Transfers),
 		ready: make(chan *outgoing, 2*o.Transfers),
+		early: make(chan planned, planners),
 		peers: map[string]map[uint64]*outgoing{},
 	}
 }
@@ -127,6 +129,7 @@ func (s *Sender) Run(ctx context.Context) error {
 	for range s.opts.Workers {
 		wg.Go(func() { s.each(ctx, s.ready, s.pump) })
 	}
+	wg.Go(func() { s.prepare(ctx) })
 	tick := time.NewTicker(s.opts.Idle / 4)
 	defer tick.Stop()
 	for {
