@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -18,16 +20,19 @@ const (
 	manySize    = 20_000_000
 	manyStagger = 30 * time.Second // over which the devices come
 	manySlow    = 10               // one in so many has a slow link
-	manyRounds  = 5
+	most        = 200
 )
+
+// manyRounds is how often so many devices pull a version.
+var manyRounds = map[int]int{1: 5, 20: 2, most: 1}
 
 // The slow devices' link.
 var slowLink = thinLink{name: "slow", rate: 1_000_000, trip: 20 * time.Millisecond}
 
 // transferMany lets one device, then 20 and 200 at once, pull a version, and reads
 // how much of the processors the hub takes for each delivered byte. The devices
-// come one after the other within half a minute, and a tenth of them have a slow
-// link. A version comes to all of them by prefetching; no module is started.
+// come one after the other within half a minute, which counts, and a tenth of them
+// have a slow link. A version comes to all of them by prefetching; no module is started.
 func transferMany(ctx context.Context, w *world) ([]Figure, error) {
 	var addresses [3]string
 	for i := range addresses {
@@ -51,7 +56,6 @@ func transferMany(ctx context.Context, w *world) ([]Figure, error) {
 	if err := proxy.thin(ctx, slowLink); err != nil {
 		return nil, err
 	}
-	const most = 200
 	devices := make([]*device, most)
 	join := func(is func(int) bool) error {
 		for i := range devices {
@@ -74,24 +78,25 @@ func transferMany(ctx context.Context, w *world) ([]Figure, error) {
 	if err := join(func(i int) bool { return !isSlow(i) }); err != nil {
 		return nil, err
 	}
-	alone, err := w.one(ctx, devices[0])
-	if err != nil {
+	if err := w.giveRuntime(ctx, devices); err != nil {
 		return nil, err
 	}
-	figures := []Figure{lower("the hub's processor time for each GB delivered, to one device", "s", alone)}
-	for _, count := range []int{20, most} {
+	var figures []Figure
+	var alone []float64
+	for _, count := range []int{1, 20, most} {
 		var taken, spread []float64
-		rounds := 1
-		if count < most {
-			rounds = 2
-		}
-		for round := range rounds {
+		for round := range manyRounds[count] {
 			seconds, slowest, err := w.wave(ctx, devices[:count], uint64(1000*count+round), isSlow)
 			if err != nil {
 				return nil, err
 			}
 			taken, spread = append(taken, seconds), append(spread, slowest)
 			fmt.Fprintf(w.out, "  %d devices: %.1f s of the processors for each GB; the slowest of equal links took %.2f times the median\n", count, seconds, slowest)
+		}
+		if count == 1 {
+			alone = taken
+			figures = append(figures, lower("the hub's processor time for each GB delivered, to one device", "s", alone))
+			continue
 		}
 		beside := make([]float64, len(taken))
 		for i := range beside {
@@ -107,33 +112,32 @@ func transferMany(ctx context.Context, w *world) ([]Figure, error) {
 	return figures, nil
 }
 
-// one lets one device pull a few versions, and returns the hub's seconds for each GB.
-func (w *world) one(ctx context.Context, d *device) (seconds []float64, err error) {
-	if err := w.start(ctx, d); err != nil {
-		return nil, err
+// giveRuntime lets the first device pull ONNX Runtime, and gives it to the others on
+// their disks: it is larger than a version, and would come with the first one.
+func (w *world) giveRuntime(ctx context.Context, devices []*device) error {
+	library, err := os.ReadFile(w.library())
+	if err != nil {
+		return err
 	}
-	for round := range manyRounds {
-		file, err := w.registerNoise(ctx, "many", manySize, uint64(round))
-		if err != nil {
-			return nil, err
-		}
-		before, err := processorTime(w.hub.PID())
-		if err != nil {
-			return nil, err
-		}
-		if err := w.atelier(ctx, "deploy", "many", "--prefetch", "--device", d.name, "--name", fmt.Sprintf("one-%d", round), "-q", "--no-wait"); err != nil {
-			return nil, err
-		}
-		if _, err := d.has(ctx, file); err != nil {
-			return nil, err
-		}
-		after, err := processorTime(w.hub.PID())
-		if err != nil {
-			return nil, err
-		}
-		seconds = append(seconds, (after-before).Seconds()/(manySize/1e9))
+	sum := sha256.Sum256(library)
+	runtime := "sha256:" + hex.EncodeToString(sum[:])
+	first := devices[0]
+	if err := w.start(ctx, first); err != nil {
+		return err
 	}
-	return seconds, d.agent.Stop(syscall.SIGTERM, 10*time.Second)
+	if err := w.atelier(ctx, "deploy", "digits:1", "--prefetch", "--device", first.name, "-q", "--no-wait"); err != nil {
+		return err
+	}
+	if _, err := first.has(ctx, runtime); err != nil {
+		return err
+	}
+	for _, d := range devices[1:] {
+		to := d.content(runtime)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.Link(first.content(runtime), to)); err != nil {
+			return err
+		}
+	}
+	return first.agent.Stop(syscall.SIGTERM, 10*time.Second)
 }
 
 // wave starts devices, one after the other, for which a version is waiting. It
@@ -149,6 +153,10 @@ func (w *world) wave(ctx context.Context, devices []*device, seed uint64, isSlow
 		args = append(args, "--device", d.name)
 	}
 	if err := w.atelier(ctx, args...); err != nil {
+		return 0, 0, err
+	}
+	// What the hub does with a version that was registered, whoever pulls it.
+	if err := w.hubIsIdle(ctx); err != nil {
 		return 0, 0, err
 	}
 	before, err := processorTime(w.hub.PID())
@@ -168,7 +176,7 @@ func (w *world) wave(ctx context.Context, devices []*device, seed uint64, isSlow
 				return
 			}
 			var at time.Time
-			at, errs[i] = d.has(ctx, file)
+			at, errs[i] = d.has(ctx, file.digest)
 			took[i] = at.Sub(began).Seconds()
 		})
 	}
@@ -190,11 +198,39 @@ func (w *world) wave(ctx context.Context, devices []*device, seed uint64, isSlow
 	return (after - before).Seconds() / (manySize / 1e9 * float64(len(devices))), quantile(equal, 1) / median(equal), nil
 }
 
-// has waits until the device has the file, verified and durable, and returns when
-// that was: its content store shows it only then (docs/agent.md).
-func (d *device) has(ctx context.Context, file noiseFile) (time.Time, error) {
-	hex := strings.TrimPrefix(file.digest, "sha256:")
-	path := filepath.Join(d.dir, "state/content/blobs/sha256", hex[:2], hex)
+// hubIsIdle waits until the hub takes less than a tenth of a processor for a second.
+func (w *world) hubIsIdle(ctx context.Context) error {
+	for deadline := time.Now().Add(time.Minute); ; {
+		before, err := processorTime(w.hub.PID())
+		if err != nil {
+			return err
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
+		after, err := processorTime(w.hub.PID())
+		if err != nil {
+			return err
+		}
+		if after-before < 100*time.Millisecond {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.New("the hub does not come to rest")
+		}
+	}
+}
+
+// content is where the device keeps a content (docs/agent.md).
+func (d *device) content(digest string) string {
+	hex := strings.TrimPrefix(digest, "sha256:")
+	return filepath.Join(d.dir, "state/content/blobs/sha256", hex[:2], hex)
+}
+
+// has waits until the device has a content, verified and durable, and returns when
+// that was: its content store shows it only then.
+func (d *device) has(ctx context.Context, digest string) (time.Time, error) {
+	path := d.content(digest)
 	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
 		if _, err := os.Stat(path); err == nil {
 			return time.Now(), nil
@@ -203,5 +239,5 @@ func (d *device) has(ctx context.Context, file noiseFile) (time.Time, error) {
 			return time.Time{}, err
 		}
 	}
-	return time.Time{}, fmt.Errorf("%s does not have %s; the end of its agent's log:\n%s", d.name, file.digest, d.agent.Tail(10))
+	return time.Time{}, fmt.Errorf("%s does not have %s; the end of its agent's log:\n%s", d.name, digest, d.agent.Tail(10))
 }

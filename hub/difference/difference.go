@@ -300,6 +300,9 @@ func (c *Cache) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		j := c.next()
+		if j != nil {
+			j.began = c.opts.Now()
+		}
 		c.mu.Unlock()
 		if j == nil {
 			select {
@@ -308,7 +311,7 @@ func (c *Cache) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		e, err := c.build(ctx, j.pair)
+		e, err := c.build(ctx, j)
 		c.finish(ctx, j, e, err)
 	}
 	c.mu.Lock()

@@ -230,6 +230,49 @@ func TestWhatSavesLittleIsDroppedAndRemembered(t *testing.T) {
 	}
 }
 
+// While a difference is made, it is known how it will come out.
+func TestExpects(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	target, base, other := w.add(sample(20_000, 1)), w.add(sample(20_000, 2)), w.add(sample(20_000, 3))
+	c := w.open()
+	began, estimate, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	estimated := make(chan struct{})
+	c.encode = func(_ context.Context, out io.Writer, _ delta.File, _ []delta.File, o delta.Options) (delta.Result, error) {
+		close(began)
+		<-estimate
+		o.Expect(delta.Estimate{Size: 300, Methods: map[string]int64{"FP32": 10_000_000}, Coding: time.Hour})
+		close(estimated)
+		<-end
+		return delta.Result{}, atelier.Errorf(atelier.TooLarge, "it is no use")
+	}
+	_, ready := c.Find(target, base)
+	c.Prepare(other, base)
+	if e, making := c.Expect(target, base); making {
+		t.Errorf("%+v of one that waits for its turn", e)
+	}
+	defer run(t, c)()
+	<-began
+	if e, making := c.Expect(target, base); !making || e.Known || e.For <= 0 {
+		t.Errorf("%+v before there is an estimate", e)
+	}
+	if _, making := c.Expect(other, base); making {
+		t.Error("two are made at once")
+	}
+	close(estimate)
+	<-estimated
+	e, making := c.Expect(target, base)
+	if !making || !e.Known || e.Size != 300 || e.Decoding != time.Second || e.Rest <= time.Hour || e.Rest >= 2*time.Hour {
+		t.Errorf("%+v", e)
+	}
+	c.encode = w.encode // of the other one
+	close(end)
+	<-ready
+	if _, making := c.Expect(target, base); making {
+		t.Error("one that was given up is still made")
+	}
+}
+
 func TestCompressesWithoutABase(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

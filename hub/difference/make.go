@@ -10,6 +10,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/content"
 	"github.com/atelier-edge/atelier/internal/content/delta"
+	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/internal/onnx"
 	"github.com/atelier-edge/atelier/internal/safetensors"
 )
@@ -20,6 +21,35 @@ type job struct {
 	ready  chan struct{} // closed when it is made or given up
 	number uint64        // of when it was asked for
 	wanted bool          // somebody waits for it
+
+	began    time.Time       // when it began to be made; zero while it waits for its turn
+	estimate *delta.Estimate // nil before there is one
+	due      time.Time       // when it is made, where there is an estimate
+}
+
+// Expect returns what is expected of the difference of target to base; false where it
+// is not being made now, even if it will be.
+func (c *Cache) Expect(target, base atelier.Digest) (transfer.Expectation, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	j := c.jobs[pair{target, base}]
+	if j == nil || j.began.IsZero() {
+		return transfer.Expectation{}, false
+	}
+	now := c.opts.Now()
+	e := transfer.Expectation{For: now.Sub(j.began)}
+	if j.estimate != nil {
+		e.Known, e.Size, e.Decoding, e.Rest = true, j.estimate.Size, decoding(j.estimate.Methods), j.due.Sub(now)
+	}
+	return e, true
+}
+
+// estimated notes what is expected of j. A difference is decoded again to prove it,
+// which takes at most as long as coding it.
+func (c *Cache) estimated(j *job, e delta.Estimate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	j.estimate, j.due = &e, c.opts.Now().Add(2*e.Coding)
 }
 
 const (
@@ -73,7 +103,8 @@ func (c *Cache) next() *job {
 }
 
 // build makes the difference of a pair; one that is not worth it has no digest.
-func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
+func (c *Cache) build(ctx context.Context, j *job) (_ *entry, err error) {
+	p := j.pair
 	target, err := c.open(p.Target)
 	if err != nil {
 		return nil, err
@@ -106,7 +137,9 @@ func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	made, err := c.encode(ctx, w, target.file, bases, delta.Options{Workers: 1, MaxSize: most})
+	made, err := c.encode(ctx, w, target.file, bases, delta.Options{
+		Workers: 1, MaxSize: most, Expect: func(e delta.Estimate) { c.estimated(j, e) },
+	})
 	if atelier.CodeOf(err) == atelier.TooLarge {
 		return &entry{pair: p}, nil
 	}
@@ -120,7 +153,7 @@ func (c *Cache) build(ctx context.Context, p pair) (_ *entry, err error) {
 	if err := c.prove(ctx, info.Digest, target.file, bases); err != nil {
 		return nil, errors.Join(err, c.store.Delete(info.Digest))
 	}
-	return &entry{pair: p, Difference: info.Digest, Size: info.Size, Decoding: decoding(made)}, nil
+	return &entry{pair: p, Difference: info.Digest, Size: info.Size, Decoding: decoding(made.Methods)}, nil
 }
 
 // rates are how many bytes of a target a small device decodes in a second, by method.
@@ -128,10 +161,11 @@ var rates = map[string]float64{"copy": 200e6, "raw": 200e6, "FP16": 10e6, "BF16"
 
 const rateOfOthers = 1e6
 
-// decoding estimates how long a device is at decoding a difference.
-func decoding(r delta.Result) time.Duration {
+// decoding estimates how long a device is at decoding a difference that brings so many
+// bytes by each method.
+func decoding(methods map[string]int64) time.Duration {
 	var seconds float64
-	for method, bytes := range r.Methods {
+	for method, bytes := range methods {
 		rate := rates[method]
 		if rate == 0 {
 			rate = rateOfOthers

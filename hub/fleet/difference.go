@@ -18,14 +18,19 @@ type Differences interface {
 	Find(target, base atelier.Digest) (*transfer.Difference, <-chan struct{})
 	// Prepare begins to make one that will be looked for.
 	Prepare(target, base atelier.Digest)
+	// Expect says about how the one that is being made will come out; false where it is
+	// not being made now.
+	Expect(target, base atelier.Digest) (transfer.Expectation, bool)
 }
 
 const (
 	// triedBases is how many of a device's bases are looked at, so that devices with
 	// the same past share their differences.
 	triedBases = 2
-	// longestPending bounds how long a device waits for a difference.
-	longestPending = 10 * time.Second
+	// A device waits for an estimate for one part in estimateShare of the time that
+	// content takes as it is, and at most for estimateTime.
+	estimateShare = 100
+	estimateTime  = time.Second
 	// assumedRate is that of devices that have not said theirs, in bytes a second.
 	assumedRate = 10 << 20
 	// mostCompressed is the rate in bytes a second above which compressed content can
@@ -39,8 +44,8 @@ const (
 )
 
 // difference looks for a difference to what the device has, for a content that it may
-// have. A device that cannot use one at once waits for no more than half of the time
-// that the content as it is would take.
+// have. Where it is being made, the device waits as long as it is expected to have the
+// content earlier by waiting, and else gets it as it is.
 func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer) (*transfer.Difference, *transfer.Pending) {
 	bases, err := f.basesOf(ctx, device, o.Bases)
 	if err != nil {
@@ -63,10 +68,29 @@ func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer)
 			return f.ifWorth(o, d, worth), nil
 		}
 		if ready != nil {
-			return nil, &transfer.Pending{Ready: ready, Wait: patience(o)}
+			return nil, &transfer.Pending{Ready: ready, Wait: f.patience(o, base)}
 		}
 	}
 	return nil, nil
+}
+
+// patience returns how long it pays to wait for the difference to base that is being
+// made. It ends at a time that is the same whenever the device asks, so that a cut
+// begins no new wait.
+func (f *Fleet) patience(o transfer.Offer, base atelier.Digest) time.Duration {
+	e, making := f.differences.Expect(o.Target, base)
+	if !making {
+		return 0
+	}
+	plain := float64(o.Missing) / rateOf(o)
+	if !e.Known {
+		return max(min(seconds(plain/estimateShare), estimateTime)-e.For, 0)
+	}
+	gain := seconds(plain-float64(e.Size)/rateOf(o)) - e.Decoding
+	if e.Rest < 0 || e.Rest > gain {
+		return 0
+	}
+	return e.Rest
 }
 
 // ifWorth returns d, unless the content would be there later by more than most than it
@@ -75,7 +99,7 @@ func (f *Fleet) ifWorth(o transfer.Offer, d *transfer.Difference, most time.Dura
 	if d == nil {
 		return nil
 	}
-	saved := float64(o.Size-d.Blob.Size()) / rateOf(o)
+	saved := float64(o.Missing-d.Blob.Size()) / rateOf(o)
 	if d.Decoding.Seconds() <= saved+most.Seconds() {
 		return d
 	}
@@ -90,15 +114,6 @@ func rateOf(o transfer.Offer) float64 {
 		return assumedRate
 	}
 	return float64(o.Rate)
-}
-
-// patience is half of the time that content takes as it is.
-func patience(o transfer.Offer) time.Duration {
-	half := float64(o.Size) / rateOf(o) / 2
-	if half >= longestPending.Seconds() {
-		return longestPending
-	}
-	return time.Duration(half * float64(time.Second))
 }
 
 // basesOf returns those of the contents that the device was to have, now or before.
@@ -151,12 +166,10 @@ func earlier(old catalog.DesiredState, modules []atelier.Module) []atelier.Diges
 	return all
 }
 
-// prepare begins to make the differences from what is deployed of a model to a version
-// of it that is new: it is likely to follow.
+// prepare gets ready for devices that pull a new version, as they are likely to soon:
+// it begins to plan the transfer of its files, and to make the differences from what
+// is deployed of the model.
 func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
-	if f.differences == nil {
-		return nil
-	}
 	return f.store.View(ctx, func(tx store.Tx) error {
 		v, err := catalog.Versions.Get(tx, workspace, id)
 		if isNotFound(err) {
@@ -164,6 +177,14 @@ func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
 		}
 		if err != nil {
 			return err
+		}
+		for _, variant := range v.Variants {
+			for _, file := range variant.Files {
+				f.prepareFile(file.Digest)
+			}
+		}
+		if f.differences == nil {
+			return nil
 		}
 		return catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
 			if d.Model != v.Model || d.VersionID == v.ID {
@@ -181,7 +202,17 @@ func (f *Fleet) prepare(ctx context.Context, workspace, id string) error {
 	})
 }
 
-// preparePair does so for files that have the same path or are what the engine loads,
+func (f *Fleet) prepareFile(d atelier.Digest) {
+	blob, err := f.content.Open(d)
+	if err == nil {
+		err = f.sender.Prepare(d, blob)
+	}
+	if err != nil {
+		f.log.Warn("the transfer of a new file is not planned yet", "digest", d, "error", err)
+	}
+}
+
+// preparePair begins to make differences for files that have the same path or are what the engine loads,
 // as devices do when they look for bases.
 func (f *Fleet) preparePair(v, deployed atelier.Version) {
 	const entry = "\x00" // no path

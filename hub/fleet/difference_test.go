@@ -46,6 +46,10 @@ func (d *differences) Prepare(target, base atelier.Digest) {
 	d.prepared = append(d.prepared, asked{target, base})
 }
 
+func (d *differences) Expect(atelier.Digest, atelier.Digest) (transfer.Expectation, bool) {
+	return transfer.Expectation{}, false
+}
+
 // since returns what was looked for since the last call.
 func (d *differences) since() []asked {
 	d.mu.Lock()

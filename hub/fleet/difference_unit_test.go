@@ -35,22 +35,47 @@ func TestDifferencesThatAreWorthIt(t *testing.T) {
 	} {
 		closed := 0
 		d := &transfer.Difference{Blob: closing{bytes.NewReader(make([]byte, 100_000)), &closed}, Digest: atelier.DigestOf(nil), Decoding: c.decoding}
-		got := (&Fleet{}).ifWorth(transfer.Offer{Size: 1_000_000, Rate: c.rate}, d, c.most)
+		got := (&Fleet{}).ifWorth(transfer.Offer{Size: 2_000_000, Missing: 1_000_000, Rate: c.rate}, d, c.most)
 		if (got != nil) != c.want || (closed == 0) != c.want {
 			t.Errorf("%s: %v, closed %d times", name, got != nil, closed)
 		}
 	}
 }
 
+// expecting expects the same of every difference.
+type expecting struct {
+	Differences
+	transfer.Expectation
+}
+
+func (e expecting) Expect(atelier.Digest, atelier.Digest) (transfer.Expectation, bool) {
+	return e.Expectation, e.For >= 0
+}
+
+// A device waits for a difference only where it has the content earlier by waiting.
 func TestPatience(t *testing.T) {
 	t.Parallel()
-	for want, o := range map[time.Duration]transfer.Offer{
-		500 * time.Millisecond: {Size: 1000, Rate: 1000},
-		longestPending:         {Size: 1 << 40, Rate: 1},
-		50 * time.Millisecond:  {Size: assumedRate / 10},
+	const s = time.Second
+	slow := transfer.Offer{Size: 200_000, Missing: 100_000, Rate: 1000} // 100 s are missing
+	for name, c := range map[string]struct {
+		offer transfer.Offer
+		is    transfer.Expectation
+		want  time.Duration
+	}{
+		"not its turn yet":          {slow, transfer.Expectation{For: -1}, 0},
+		"no estimate yet":           {slow, transfer.Expectation{For: s / 4}, 3 * s / 4},
+		"no estimate for long":      {slow, transfer.Expectation{For: 2 * s}, 0},
+		"no estimate, a fast line":  {transfer.Offer{Missing: 100_000, Rate: 100_000}, transfer.Expectation{For: s / 200}, s / 200},
+		"small":                     {slow, transfer.Expectation{Known: true, Size: 10_000, Rest: 80 * s}, 80 * s},
+		"not that small":            {slow, transfer.Expectation{Known: true, Size: 30_000, Rest: 80 * s}, 0},
+		"slow to decode":            {slow, transfer.Expectation{Known: true, Size: 10_000, Rest: 80 * s, Decoding: 20 * s}, 0},
+		"overdue":                   {slow, transfer.Expectation{Known: true, Size: 10_000, Rest: -1}, 0},
+		"a fast line":               {transfer.Offer{Missing: 100_000, Rate: 100_000}, transfer.Expectation{Known: true, Size: 1000, Rest: s}, 0},
+		"larger than what is to do": {slow, transfer.Expectation{Known: true, Size: 150_000, Rest: s}, 0},
+		"no rate is known":          {transfer.Offer{Missing: 10 * assumedRate}, transfer.Expectation{Known: true, Rest: 9 * s}, 9 * s},
 	} {
-		if got := patience(o); got != want {
-			t.Errorf("%+v waits %v, want %v", o, got, want)
+		if got := (&Fleet{differences: expecting{Expectation: c.is}}).patience(c.offer, ""); got != c.want {
+			t.Errorf("%s: waits %v, want %v", name, got, c.want)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math/bits"
 	"slices"
+	"time"
 )
 
 const (
@@ -83,10 +84,11 @@ func (p piece) candidates() (out []part) {
 	return out
 }
 
-// choose returns the piece as the part that comes out smallest on a sample.
-func (w *worker) choose(p piece) (part, error) {
+// choose returns the piece as the part that comes out smallest on a sample of so many
+// bytes, with what became of the sample. Nothing is tried for a copy.
+func (w *worker) choose(p piece, sample int64) (tried, error) {
 	if p.copied {
-		return part{method: methodCopy, at: p.at, length: p.length, from: p.aligned[0]}, nil
+		return tried{part: part{method: methodCopy, at: p.at, length: p.length, from: p.aligned[0]}}, nil
 	}
 	raw := part{method: methodRaw, at: p.at, length: p.length, from: nowhere}
 	candidates := slices.DeleteFunc(p.candidates(), func(c part) bool {
@@ -94,49 +96,60 @@ func (w *worker) choose(p piece) (part, error) {
 		return width > 0 && p.length%int64(width) != 0
 	})
 	if len(candidates) > few {
-		var err error
-		if candidates, err = w.smallest(candidates, sample/4, few); err != nil {
-			return raw, err
+		best, err := w.smallest(candidates, sample/4, few)
+		if err != nil {
+			return tried{}, err
+		}
+		candidates = candidates[:0]
+		for _, t := range best {
+			candidates = append(candidates, t.part)
 		}
 	}
 	best, err := w.smallest(append(candidates, raw), sample, 1)
 	if err != nil {
-		return raw, err
+		return tried{}, err
 	}
 	return best[0], nil
 }
 
+// tried is a part of which a sample was coded.
+type tried struct {
+	part
+	sample, size int64         // bytes of the sample, as it is and coded
+	took         time.Duration // to code it
+}
+
 // smallest returns the n of the candidates that come out smallest on a sample from
 // the middle.
-func (w *worker) smallest(candidates []part, sample int64, n int) ([]part, error) {
-	sizes := map[part]int{}
-	for i := range candidates {
-		c := &candidates[i]
+func (w *worker) smallest(candidates []part, sample int64, n int) ([]tried, error) {
+	all := make([]tried, len(candidates))
+	for i, c := range candidates {
 		if kinds[c.method].width > 0 {
 			var err error
-			if c.detail, err = w.zeros(*c); err != nil {
+			if c.detail, err = w.zeros(c); err != nil {
 				return nil, err
 			}
 		}
-		try := *c
+		try := c
 		try.length = min(c.length, sample)
 		skip := (c.length - try.length) / 2 &^ 63
 		try.at += skip
 		if try.from.base >= 0 {
 			try.from = try.from.cut(skip, try.length, try.method == methodText)
 		}
+		all[i] = tried{part: c, sample: try.length, size: try.length}
 		if c.method == methodRaw {
-			sizes[*c] = int(try.length)
 			continue
 		}
+		began := time.Now()
 		s, err := w.code([]part{try}, tableFor(try.length))
 		if err != nil {
 			return nil, err
 		}
-		sizes[*c] = len(s.code) + len(s.raw)
+		all[i].size, all[i].took = int64(len(s.code)+len(s.raw)), time.Since(began)
 	}
-	slices.SortStableFunc(candidates, func(a, b part) int { return cmp.Compare(sizes[a], sizes[b]) })
-	return candidates[:min(n, len(candidates))], nil
+	slices.SortStableFunc(all, func(a, b tried) int { return cmp.Compare(a.size, b.size) })
+	return all[:min(n, len(all))], nil
 }
 
 // cut returns the part of a range that a sample of n bytes, skip behind its start,

@@ -12,6 +12,7 @@ package delta
 
 import (
 	"io"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -44,8 +45,19 @@ type Options struct {
 	// takes up to 64 MB of memory.
 	Workers int
 	// MaxSize is the size in bytes beyond which the difference is of no use;
-	// Encode then gives up. 0 sets no limit.
+	// Encode then gives up, before it coded much where samples say so already.
+	// 0 sets no limit.
 	MaxSize int64
+	// Expect, where set, is told what the difference is about to be, long before it
+	// is made.
+	Expect func(Estimate)
+}
+
+// Estimate says about how a difference will come out, judged by samples.
+type Estimate struct {
+	Size    int64            // of the difference, in bytes
+	Methods map[string]int64 // bytes of the target by the method that brings them
+	Coding  time.Duration    // that Encode needs from here on, with one worker
 }
 
 // Result tells what a difference is made of.

@@ -28,6 +28,9 @@ func Encode(ctx context.Context, w io.Writer, target File, bases []File, o Optio
 	if err != nil {
 		return Result{}, err
 	}
+	if err := e.expect(ctx, pieces, o.Expect); err != nil {
+		return Result{}, err
+	}
 	if err := e.segments(ctx, cancel, grouped(pieces), max(o.Workers, 1)); err != nil {
 		return Result{}, err
 	}
@@ -189,10 +192,11 @@ func (e *encoder) worker(ctx context.Context) *worker {
 func (w *worker) segment(pieces []piece) (m made) {
 	octets, text := int64(0), int64(0)
 	for _, p := range pieces {
-		chosen, err := w.choose(p)
+		best, err := w.choose(p, sample)
 		if err != nil {
 			return made{err: err}
 		}
+		chosen := best.part
 		if chosen.method == methodText {
 			if text+chosen.length+chosen.from.length > maxText {
 				chosen.from = nowhere

@@ -470,6 +470,7 @@ func TestDifferenceThatIsBeingMade(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ready := make(chan struct{})
+				asked := time.Now()
 				timer := time.AfterFunc(c.after, func() { close(ready) })
 				defer timer.Stop()
 				w := startWith(t, old, now, func(o Offer) (*Difference, *Pending) {
@@ -480,7 +481,7 @@ func TestDifferenceThatIsBeingMade(t *testing.T) {
 						}
 						return offering(difference, old)(o)
 					default:
-						return nil, &Pending{Ready: ready, Wait: 2 * time.Second}
+						return nil, &Pending{Ready: ready, Wait: max(0, 2*time.Second-time.Since(asked))}
 					}
 				})
 				w.down.rate = float64(len(now) / 4)

@@ -334,6 +334,7 @@ func (f *fetch) opening(now time.Time) ([]byte, error) {
 	o := openFrame{digest: f.file.Digest, maxFrame: f.maxFrame, ways: []way{wayWhole}}
 	if f.bases != nil {
 		o.ways, o.rate, o.bases = append(o.ways, wayDifference), f.rate, f.bases
+		o.has = uint64(f.in.Done())
 	}
 	return encodeOpen(f.id, o)
 }

@@ -35,7 +35,8 @@ import (
 // it knows in open, plan, want and gone, so that fields can be added.
 //
 //	open    digest (32), largest frame that the receiver takes (4), number of ways (1), ways (1 each),
-//	        bytes a second that came last (8, 0 where unknown), number of bases (1), digests of the bases (32 each)
+//	        bytes a second that came last (8, 0 where unknown), number of bases (1), digests of the bases (32 each),
+//	        bytes of the content that the receiver has already (8; may be absent)
 //	plan    way (1), size (8), number of chunks (4), of each: length (4), SHA-256 (32);
 //	        of a difference also: digest of the difference (32), number of bases (1), digests of the bases (32 each)
 //	want    round (4), credit (8), number of ranges (4), of each: start (8), end (8)
@@ -130,6 +131,7 @@ type (
 		ways     []way
 		rate     uint64           // bytes a second that came to the receiver lately; 0 where it does not know
 		bases    []atelier.Digest // content that the receiver holds, the most promising first
+		has      uint64           // bytes of the content that came before, as it is
 	}
 	planFrame struct {
 		way    way
@@ -203,11 +205,14 @@ func encodeOpen(id uint64, o openFrame) ([]byte, error) {
 	for _, w := range o.ways {
 		b = append(b, byte(w))
 	}
-	if o.rate != 0 || len(o.bases) > 0 {
+	if o.rate != 0 || len(o.bases) > 0 || o.has > 0 {
 		b = binary.BigEndian.AppendUint64(b, o.rate)
 		if b, err = appendDigests(b, o.bases); err != nil {
 			return nil, err
 		}
+	}
+	if o.has > 0 {
+		b = binary.BigEndian.AppendUint64(b, o.has)
 	}
 	return seal(b), nil
 }
@@ -235,6 +240,9 @@ func decodeOpen(b []byte) (o openFrame, ok bool) {
 	if len(r.b) > 0 { // an earlier peer says no more
 		o.rate = r.u64()
 		o.bases = r.digests()
+	}
+	if len(r.b) >= 8 {
+		o.has = r.u64()
 	}
 	o.maxFrame = int(min(largest, math.MaxInt32))
 	return o, !r.short && largest >= MinMaxFrame && largest <= math.MaxInt32 && len(o.ways) <= maxWays && len(o.bases) <= MaxBases

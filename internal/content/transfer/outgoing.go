@@ -17,6 +17,7 @@ type outgoing struct {
 	ways     []way
 	bases    []atelier.Digest
 	rate     uint64 // bytes a second that came to the peer lately
+	has      uint64 // bytes of the content that it had then
 	maxFrame int
 	ahead    int64 // most bytes to send beyond what was sent when the want came
 
@@ -25,7 +26,6 @@ type outgoing struct {
 	spoiled func()        // called where a difference is found damaged; may be nil
 
 	mu      sync.Mutex
-	waited  bool // long enough for a difference
 	asked   bool // waits in the queue of opens, or is being opened
 	queued  bool // waits in the queue of ready transfers, or is being sent
 	closed  bool
@@ -45,7 +45,7 @@ type outgoing struct {
 
 func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
 	return &outgoing{
-		peer: peer, id: id, digest: o.digest, ways: o.ways, bases: o.bases, rate: o.rate, done: make(chan struct{}),
+		peer: peer, id: id, digest: o.digest, ways: o.ways, bases: o.bases, rate: o.rate, has: o.has, done: make(chan struct{}),
 		maxFrame: min(o.maxFrame, opts.MaxFrame), ahead: opts.Window, used: time.Now(),
 	}
 }
@@ -115,17 +115,19 @@ func (t *outgoing) open(build func() (Blob, planFrame, *Pending, error)) (*planF
 	return &t.plan, pending, nil
 }
 
-// isLate notes that t waits for no difference any more; late tells.
-func (t *outgoing) isLate() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.waited = true
+// lacks returns how many of size bytes the peer had not when it opened t.
+func (t *outgoing) lacks(size int64) int64 {
+	return size - int64(min(t.has, uint64(size)))
 }
 
-func (t *outgoing) late() bool {
+// missing returns how many bytes are still to be sent, of what the peer wanted last.
+func (t *outgoing) missing() int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.waited
+	if t.round == 0 {
+		return t.lacks(t.plan.size)
+	}
+	return t.total - t.sent
 }
 
 func (t *outgoing) answered() {

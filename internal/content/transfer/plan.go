@@ -82,6 +82,42 @@ func readFull(from io.ReaderAt, p []byte, off int64) error {
 	return err
 }
 
+// planned is content that a plan is made of before anybody asks.
+type planned struct {
+	digest atelier.Digest
+	blob   Blob
+}
+
+// Prepare begins to make the plan of content that will be asked for, so that the first
+// peer need not wait for it, and closes blob, now or later. Where other contents are
+// waiting already it does nothing else.
+func (s *Sender) Prepare(d atelier.Digest, blob Blob) error {
+	select {
+	case s.early <- planned{d, blob}:
+		return nil
+	default:
+		return blob.Close()
+	}
+}
+
+// prepare makes those plans, one at a time, until ctx ends.
+func (s *Sender) prepare(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			for len(s.early) > 0 {
+				_ = (<-s.early).blob.Close() // nobody needs it any more
+			}
+			return
+		case p := <-s.early:
+			_, err := s.plan(ctx, planKey{p.digest, wayWhole, chunkLength(p.blob.Size(), s.opts.MaxFrame)}, p.blob)
+			if err = errors.Join(err, p.blob.Close()); err != nil && ctx.Err() == nil {
+				s.opts.Log.Warn("the transfer of content cannot be planned; whoever asks for it is told why", "digest", p.digest, "error", err)
+			}
+		}
+	}
+}
+
 // planCache keeps the plans of content that was sent lately: making one means to
 // read all of it. It is bounded in plans, each of them at most 72 KiB.
 type planCache struct {

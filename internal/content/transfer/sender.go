@@ -30,7 +30,8 @@ type SenderOptions struct {
 	Send func(peer string, frame []byte) error
 	// Difference, where set, looks for a difference that peer can make the target of,
 	// which it may have: Open was called before. It does not wait; where there is
-	// none it says what to wait for, if anything.
+	// none it says what to wait for, if anything, and for how long: it is asked again
+	// after that, and ends the waiting.
 	Difference func(ctx context.Context, peer string, o Offer) (*Difference, *Pending)
 	// Meter, where set, is called with the bytes of content, or of a difference to it,
 	// in each frame sent. way is WayWhole or WayDifference.
@@ -62,6 +63,7 @@ type Sender struct {
 	plans  *planCache
 	blocks *blockCache    // nil for none
 	opens  chan *outgoing // asked for, to be authorised and planned
+	early  chan planned   // to be planned before anybody asks
 	ready  chan *outgoing // something may be sent; each transfer at most once
 
 	waits sync.WaitGroup // transfers that wait for a difference; only Run's goroutines begin one
@@ -110,6 +112,7 @@ func NewSender(o SenderOptions) *Sender {
 		// before its turn came; hence twice the number.
 		opens: make(chan *outgoing, 2*o.Transfers),
 		ready: make(chan *outgoing, 2*o.Transfers),
+		early: make(chan planned, planners),
 		peers: map[string]map[uint64]*outgoing{},
 	}
 }
@@ -126,6 +129,7 @@ func (s *Sender) Run(ctx context.Context) error {
 	for range s.opts.Workers {
 		wg.Go(func() { s.each(ctx, s.ready, s.pump) })
 	}
+	wg.Go(func() { s.prepare(ctx) })
 	tick := time.NewTicker(s.opts.Idle / 4)
 	defer tick.Stop()
 	for {
@@ -322,8 +326,8 @@ func (s *Sender) choose(ctx context.Context, t *outgoing) (Blob, planFrame, *Pen
 	if err != nil {
 		return nil, planFrame{}, nil, err
 	}
-	d, pending := s.difference(ctx, t, blob.Size())
-	if pending != nil && pending.Wait > 0 && !t.late() {
+	d, pending := s.difference(ctx, t, blob.Size(), t.lacks(blob.Size()))
+	if pending != nil && pending.Wait > 0 {
 		return nil, planFrame{}, pending, blob.Close()
 	}
 	if d != nil {

@@ -498,3 +498,64 @@ func TestOneLostFrameCostsNoWaiting(t *testing.T) {
 		}
 	})
 }
+
+// A plan that was made before is not made when a peer asks, and a blob that cannot wait
+// is closed at once.
+func TestPreparedPlan(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(2*smallestChunk, 3)
+		w := start(t, c)
+		var read, closed atomic.Int64
+		blob := func() Blob { return counting{memory{bytes.NewReader(c)}, &read, &closed} }
+		if err := w.sender.Prepare(atelier.DigestOf(c), blob()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if read.Load() != int64(len(c)) || closed.Load() != 1 {
+			t.Fatalf("%d bytes were read, closed %d times", read.Load(), closed.Load())
+		}
+		w.open = func(context.Context, string, atelier.Digest) (Blob, error) { return blob(), nil }
+		if err := w.fetch(c); err != nil {
+			t.Fatal(err)
+		}
+		if read.Load() != int64(2*len(c)) {
+			t.Errorf("%d bytes were read to plan and send %d", read.Load(), len(c))
+		}
+
+		w.stop()
+		closed.Store(0)
+		s := NewSender(SenderOptions{}) // nothing runs
+		for range planners + 1 {
+			if err := s.Prepare(atelier.DigestOf(c), blob()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if closed.Load() != 1 {
+			t.Errorf("%d of %d blobs were closed, of which one found no room", closed.Load(), planners+1)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		s.prepare(ctx)
+		if closed.Load() < planners {
+			t.Errorf("%d blobs were closed", closed.Load())
+		}
+	})
+}
+
+// counting counts the bytes that are read, and how often it is closed.
+type counting struct {
+	memory
+	read, closed *atomic.Int64
+}
+
+func (c counting) ReadAt(p []byte, at int64) (int, error) {
+	n, err := c.memory.ReadAt(p, at)
+	c.read.Add(int64(n))
+	return n, err
+}
+
+func (c counting) Close() error {
+	c.closed.Add(1)
+	return nil
+}
