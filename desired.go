@@ -109,6 +109,9 @@ type ReportedState struct {
 	Facts      Facts          `json:"facts"`
 	Modules    []ModuleStatus `json:"modules"`
 	Conditions []Condition    `json:"conditions"`
+	// Storage is nil where the device does not tell of its content: agents of before
+	// do not.
+	Storage *Storage `json:"storage,omitempty"`
 }
 
 // ModuleStatus is the state of one module on one device. While a new rollout

@@ -26,6 +26,7 @@ type Store interface {
 	Verify(context.Context, atelier.Digest) error
 	Delete(atelier.Digest) error
 	Free() (int64, error)
+	Walk(func(content.Info) error) error
 	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
 	Arrived(d atelier.Digest, size int64) (int64, error)
 	AbortStale(age time.Duration) error
