@@ -18,7 +18,7 @@ func (f *Fleet) forecast(o *outlook, given map[made]bool) (atelier.DevicePlan, m
 	p := atelier.DevicePlan{
 		Device: o.device.ID, DeviceName: o.device.Name, Connected: o.device.Connected, Files: []atelier.FilePlan{},
 	}
-	modules, why := o.wanted()
+	run, hold, why := o.wanted()
 	if p.Refusal = why; why != nil {
 		return p, nil
 	}
@@ -28,7 +28,7 @@ func (f *Fleet) forecast(o *outlook, given map[made]bool) (atelier.DevicePlan, m
 	if opens := opening(o.now, o.device.Transfer, o.policy); opens.After(o.now) {
 		p.Opens = &opens
 	}
-	missing := o.list(&p, h, modules)
+	missing := o.list(&p, h, slices.Concat(run, hold))
 	var need int64
 	for _, i := range missing {
 		need += p.Files[i].Size
@@ -37,7 +37,7 @@ func (f *Fleet) forecast(o *outlook, given map[made]bool) (atelier.DevicePlan, m
 	if err := room.Err(); err != nil && h.complete {
 		full := atelier.BecauseOf(atelier.ReasonNoSpace, err)
 		p.Refusal = &full
-	} else if err != nil {
+	} else if err != nil && o.device.Facts.DiskFree > 0 {
 		p.Unknown = append(p.Unknown, "whether it fits: it "+err.Error()+", before old content is removed")
 	}
 	p.Disk = need
@@ -56,12 +56,13 @@ func (f *Fleet) forecast(o *outlook, given map[made]bool) (atelier.DevicePlan, m
 	} else {
 		p.Rate, p.RateFrom = 0, ""
 	}
-	o.sum(&p, modules, missing)
+	p.Estimate = len(p.Unknown) > 0
+	p.Way, p.Why = o.summary(&p, missing, run, hold)
 	return p, pending
 }
 
 // list notes the files of modules, each content once, and returns which of them are
-// missing.
+// missing, by their places in the list.
 func (o *outlook) list(p *atelier.DevicePlan, h *stock, modules []*atelier.Module) (missing []int) {
 	seen := map[atelier.Digest]bool{}
 	for _, m := range modules {
@@ -81,21 +82,18 @@ func (o *outlook) list(p *atelier.DevicePlan, h *stock, modules []*atelier.Modul
 	return missing
 }
 
-// sum says in a word and a sentence how it comes.
-func (o *outlook) sum(p *atelier.DevicePlan, modules []*atelier.Module, missing []int) {
-	p.Estimate = len(p.Unknown) > 0
+// summary says in a word and a sentence how it comes.
+func (o *outlook) summary(p *atelier.DevicePlan, missing []int, run, hold []*atelier.Module) (way, why string) {
 	switch {
+	case p.Refusal != nil:
+		return "", ""
 	case len(missing) > 0:
-		largest := slices.MaxFunc(missing, func(a, b int) int { return cmp.Compare(p.Files[a].Size, p.Files[b].Size) })
-		p.Way, p.Why = p.Files[largest].Way, p.Files[largest].Why
-	case o.settled(modules):
-		p.Way, p.Why = atelier.WayNone, "the device has it and is as it would be"
-	default:
-		p.Way, p.Why = atelier.WayThere, "all of it is on the device"
+		largest := &p.Files[slices.MaxFunc(missing, func(a, b int) int { return cmp.Compare(p.Files[a].Size, p.Files[b].Size) })]
+		return largest.Way, largest.Why
+	case o.settled(run, hold):
+		return atelier.WayNone, "the device has it and is as it would be"
 	}
-	if p.Refusal != nil {
-		p.Way, p.Why = "", ""
-	}
+	return atelier.WayThere, "all of it is on the device"
 }
 
 // rate returns the bytes a second in which content will come to the device, and from

@@ -214,38 +214,41 @@ func (d *draft) total(p *atelier.DeploymentPlan) {
 	}
 }
 
-// wanted returns the modules of the deployment, and why there is none of those that
-// the plan is about.
-func (o *outlook) wanted() (modules []*atelier.Module, why *atelier.Why) {
-	for _, u := range o.next.Unmet {
-		if u.Deployment == o.ID && u.Staged == o.prefetch {
+// wanted returns the modules of the deployment that the device shall run and hold, and
+// why there is none of those that the plan is about.
+func (o *outlook) wanted() (run, hold []*atelier.Module, why *atelier.Why) {
+	for i := range o.next.Unmet {
+		if u := &o.next.Unmet[i]; u.Deployment == o.ID && u.Staged == o.prefetch {
 			why = &u.Why
 		}
 	}
-	for _, list := range [][]atelier.Module{o.next.Modules, o.next.Staged} {
+	of := func(list []atelier.Module) (modules []*atelier.Module) {
 		for i := range list {
 			if list[i].Deployment == o.ID {
 				modules = append(modules, &list[i])
 			}
 		}
+		return modules
 	}
-	return modules, why
+	return of(o.next.Modules), of(o.next.Staged), why
 }
 
-// settled reports whether the device says that it runs, or holds, what is wanted.
-func (o *outlook) settled(modules []*atelier.Module) bool {
+// settled reports whether the device says that it runs and holds these.
+func (o *outlook) settled(run, hold []*atelier.Module) bool {
 	if o.reported.State == nil {
 		return false
 	}
-	is := func(s *atelier.SlotStatus, m *atelier.Module, state atelier.ModuleState) bool {
-		return s != nil && s.Rollout == m.Rollout && s.State() == state
-	}
-	for _, m := range modules {
-		if !slices.ContainsFunc(o.reported.State.Modules, func(s atelier.ModuleStatus) bool {
-			return is(s.Current, m, atelier.Serving) || is(s.Staged, m, atelier.StagedState)
-		}) {
-			return false
+	all := func(modules []*atelier.Module, state atelier.ModuleState, slot func(*atelier.ModuleStatus) *atelier.SlotStatus) bool {
+		for _, m := range modules {
+			if !slices.ContainsFunc(o.reported.State.Modules, func(s atelier.ModuleStatus) bool {
+				is := slot(&s)
+				return is != nil && is.Rollout == m.Rollout && is.State() == state
+			}) {
+				return false
+			}
 		}
+		return true
 	}
-	return true
+	return all(run, atelier.Serving, func(s *atelier.ModuleStatus) *atelier.SlotStatus { return s.Current }) &&
+		all(hold, atelier.StagedState, func(s *atelier.ModuleStatus) *atelier.SlotStatus { return s.Staged })
 }
