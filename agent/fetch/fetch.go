@@ -68,6 +68,9 @@ type Options struct {
 	// Holdings returns the versions that the device holds or shall hold; the rest
 	// may go. It is asked while Fetch and Collect run.
 	Holdings func() []Holding
+	// Freed, where set, is told that content was removed, so that Storage tells
+	// something else.
+	Freed func()
 }
 
 // New returns a Fetcher.

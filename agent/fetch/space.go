@@ -175,6 +175,9 @@ func (f *Fetcher) collect(ctx context.Context, keep time.Duration) error {
 	if err := f.store.AbortUnneeded(keep, needed); err != nil {
 		return err
 	}
-	_, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return needed(d), nil })
+	collected, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return needed(d), nil })
+	if collected.Blobs > 0 && f.opts.Freed != nil {
+		f.opts.Freed()
+	}
 	return err
 }

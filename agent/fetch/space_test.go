@@ -152,8 +152,12 @@ func TestFullDiskGivesUpWhatNothingNeeds(t *testing.T) {
 	old, kept, fresh := files[0], files[1], files[2]
 	fetchAll(t, New(h.store, h, holdings(Policy{})), old, kept)
 	full := Policy{Reserve: freeOf(t, h) - 100, Keep: time.Hour, KeepPrevious: true}
-	f := New(h.store, h, holdings(full, previous(holding(1, kept)), holding(2, fresh)))
-	fetchAll(t, f, fresh)
+	o, freed := holdings(full, previous(holding(1, kept)), holding(2, fresh)), 0
+	o.Freed = func() { freed++ }
+	fetchAll(t, New(h.store, h, o), fresh)
+	if freed != 1 {
+		t.Errorf("content was freed, and that was told %d times", freed)
+	}
 	for file, want := range map[atelier.File]bool{old: false, kept: true, fresh: true} {
 		if has, err := h.store.Has(file.Digest); err != nil || has != want {
 			t.Errorf("%.6s… is there: %v, %v; expected %v", file.Path, has, err, want)

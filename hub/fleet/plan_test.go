@@ -66,7 +66,11 @@ func (m *making) encode(target, base atelier.Digest) []byte {
 		return delta.File{Digest: d, Size: b.Size(), Content: b}
 	}
 	var out bytes.Buffer
-	if _, err := delta.Encode(m.h.ctx, &out, file(target), []delta.File{file(base)}, delta.Options{}); err != nil {
+	var bases []delta.File
+	if base != "" {
+		bases = append(bases, file(base))
+	}
+	if _, err := delta.Encode(m.h.ctx, &out, file(target), bases, delta.Options{}); err != nil {
 		m.h.t.Error(err)
 	}
 	return out.Bytes()
@@ -364,5 +368,41 @@ func TestPlanOfDevicesThatDiffer(t *testing.T) {
 	}
 	if p.Seconds != by["slow"].Seconds {
 		t.Errorf("in all it takes %v s", p.Seconds)
+	}
+}
+
+// On slow lines content comes compressed, where it has no base; a difference needs room
+// beside the content.
+func TestPlanOfOtherWays(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	making := newMaking(h)
+	making.useful = func(atelier.Digest, atelier.Digest) bool { return true }
+	close(making.let)
+	ws := h.workspace("lab")
+	h.runtime("1.20.1")
+	const size = 60_000
+	h.model(ws, "digits", make([]byte, size))
+	slow, quick, tight := h.join(ws, "slow", edge), h.join(ws, "quick", edge), h.join(ws, "tight", edge)
+	h.start()
+	for d, rate := range map[*device]int64{slow: 100_000, quick: 100 << 20, tight: 100_000} {
+		d.facts.DiskFree = 1 << 40
+		d.tells(func(s *atelier.Storage) { s.Rate = rate })
+	}
+	tight.facts.DiskFree = size + 18 // with the runtime
+	for _, d := range []*device{slow, quick, tight} {
+		d.connect()
+		d.report(t.Context())
+	}
+	p := h.plan(ws, fleet.DeploymentSpec{Name: ptr("digits"), Model: ptr("digits"), Selector: &atelier.Selector{Labels: edge}}, 0)
+	want := map[string][2]string{
+		"slow":  {atelier.WayCompressed, "at 97.7 KiB/s it is there sooner when it is compressed"},
+		"quick": {atelier.WayWhole, "at 100.0 MiB/s it is not there sooner"},
+		"tight": {atelier.WayWhole, "no room for a difference and what is made of it at once"},
+	}
+	for _, d := range p.Devices {
+		if w := want[d.DeviceName]; d.Way != w[0] || !strings.Contains(d.Why, w[1]) || (d.Way == atelier.WayCompressed) != (d.Wire < size/2) {
+			t.Errorf("%s: %+v", d.DeviceName, d)
+		}
 	}
 }
