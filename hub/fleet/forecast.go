@@ -222,8 +222,8 @@ func (o *outlook) holding() *stock {
 	if !o.device.Connected {
 		h.unknown = append(h.unknown, "the device is away; this is by what it said last")
 	}
-	if o.midway() {
-		h.unknown = append(h.unknown, "part of it has come already; so much less is left")
+	if o.moving() {
+		h.unknown = append(h.unknown, "the device is bringing up a module; this is by what it had before")
 	}
 	return h
 }
@@ -322,19 +322,10 @@ func (h *stock) assume(o *outlook, known map[string]*atelier.Module) {
 	}
 }
 
-// midway reports whether the device is at fetching a module of the deployment.
-func (o *outlook) midway() bool {
-	if o.reported.State == nil {
-		return false
-	}
-	for _, m := range o.reported.State.Modules {
-		for _, s := range []*atelier.SlotStatus{m.Current, m.Candidate, m.Staged} {
-			if m.Deployment == o.ID && s != nil && s.Fetched > 0 && s.Fetched < s.Size {
-				return true
-			}
-		}
-	}
-	return false
+// moving reports whether the device is at a module, and may have more content than it
+// said last.
+func (o *outlook) moving() bool {
+	return o.reported.State != nil && slices.ContainsFunc(o.reported.State.Modules, func(m atelier.ModuleStatus) bool { return m.Moving() })
 }
 
 // room weighs so many bytes that are missing against the device's disk, as the agent

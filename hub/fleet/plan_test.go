@@ -121,6 +121,23 @@ func (d *device) tells(change func(*atelier.Storage)) {
 	}
 }
 
+// tell reports until the hub has stored a report that is as it should be.
+func (d *device) tell(is func(*atelier.ReportedState) bool) {
+	d.h.t.Helper()
+	eventually(d.h.t, func() string {
+		d.report(d.h.ctx)
+		var stored catalog.ReportedState
+		err := d.h.store.View(d.h.ctx, func(tx store.Tx) (err error) {
+			stored, err = catalog.ReportedStates.Get(tx, d.ws, d.id)
+			return err
+		})
+		if err != nil || stored.State == nil || !is(stored.State) {
+			return fmt.Sprintf("%s said %+v, %v", d.name, stored.State, err)
+		}
+		return ""
+	})
+}
+
 func (d *device) received(files ...atelier.File) (sum int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -209,7 +226,7 @@ func TestPlanIsWhatComes(t *testing.T) {
 	})
 	h.start()
 	d.connect()
-	d.report(t.Context())
+	d.tell(func(r *atelier.ReportedState) bool { return r.Storage != nil })
 
 	spec := fleet.DeploymentSpec{Name: ptr("digits"), Model: ptr("digits"), Selector: &atelier.Selector{Labels: edge}}
 	p := h.plan(ws, spec, 0)
@@ -334,7 +351,7 @@ func TestPlanOfDevicesThatDiffer(t *testing.T) {
 	h.start()
 	for _, d := range []*device{full, spare, old, slow, strange} {
 		d.connect()
-		d.report(t.Context())
+		d.tell(func(r *atelier.ReportedState) bool { return (r.Storage != nil) == (d.storage != nil) })
 	}
 	if _, err := h.fleet.UpdateDevice(h.ctx, ws, "slow", 0, fleet.DeviceChange{Transfer: &atelier.TransferChange{Bandwidth: ptr(int64(1000))}}); err != nil {
 		t.Fatal(err)
@@ -392,7 +409,7 @@ func TestPlanOfOtherWays(t *testing.T) {
 	tight.facts.DiskFree = size + 18 // with the runtime
 	for _, d := range []*device{slow, quick, tight} {
 		d.connect()
-		d.report(t.Context())
+		d.tell(func(r *atelier.ReportedState) bool { return (r.Storage != nil) == (d.storage != nil) })
 	}
 	p := h.plan(ws, fleet.DeploymentSpec{Name: ptr("digits"), Model: ptr("digits"), Selector: &atelier.Selector{Labels: edge}}, 0)
 	want := map[string][2]string{
@@ -404,5 +421,43 @@ func TestPlanOfOtherWays(t *testing.T) {
 		if w := want[d.DeviceName]; d.Way != w[0] || !strings.Contains(d.Why, w[1]) || (d.Way == atelier.WayCompressed) != (d.Wire < size/2) {
 			t.Errorf("%s: %+v", d.DeviceName, d)
 		}
+	}
+}
+
+// What a device said of its content stands while it is at work, and goes with its agent.
+func TestStorageStandsUntilItIsSaidAnew(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	ws := h.workspace("lab")
+	h.runtime("1.20.1")
+	file := h.model(ws, "digits", noise(t, 1000)).Variants[0].Files[0]
+	d := h.join(ws, "kiosk", edge)
+	d.facts.DiskFree = 1 << 40
+	h.start()
+	d.connect()
+	spec := fleet.DeploymentSpec{Name: ptr("digits"), Model: ptr("digits"), Selector: &atelier.Selector{Labels: edge}}
+	says := func(s *atelier.Storage, state atelier.ModuleState) atelier.DevicePlan {
+		t.Helper()
+		d.mu.Lock()
+		d.storage = func() *atelier.Storage { return s }
+		d.mu.Unlock()
+		d.tell(func(r *atelier.ReportedState) bool {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			slot := &atelier.SlotStatus{Rollout: "r", Standing: atelier.Stand(state, atelier.Because(atelier.ReasonInProgress, ""))}
+			d.modules = []atelier.ModuleStatus{{Deployment: "other", Staged: slot}}
+			return len(r.Modules) == 1 && r.Modules[0].Staged != nil && r.Modules[0].Staged.State() == state && (s == nil || len(r.Storage.Content) == len(s.Content))
+		})
+		return only(t, h.plan(ws, spec, 0))
+	}
+	has := &atelier.Storage{Content: []atelier.Stored{{Digest: file.Digest, Size: file.Size}}}
+	if p := says(has, atelier.StagedState); p.Estimate || p.Disk >= 1000 || p.Files[0].Way != atelier.WayThere {
+		t.Errorf("what is there: %+v", p)
+	}
+	if p := says(nil, atelier.Fetching); !p.Estimate || p.Files[0].Way != atelier.WayThere {
+		t.Errorf("while it is at work: %+v", p)
+	}
+	if p := says(&atelier.Storage{}, atelier.StagedState); p.Estimate || p.Files[0].Way != atelier.WayWhole {
+		t.Errorf("once it is said anew: %+v", p)
 	}
 }
