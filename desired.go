@@ -113,6 +113,9 @@ type ReportedState struct {
 	Facts      Facts          `json:"facts"`
 	Modules    []ModuleStatus `json:"modules"`
 	Conditions []Condition    `json:"conditions"`
+	// Storage is nil while modules are on their way: it is then what it was. Agents of
+	// before never tell.
+	Storage *Storage `json:"storage,omitempty"`
 }
 
 // ModuleStatus is the state of one module on one device. While a new rollout
@@ -124,6 +127,20 @@ type ModuleStatus struct {
 	Candidate  *SlotStatus `json:"candidate,omitempty"`
 	// Staged tells how far the device is with what it shall hold and not run yet.
 	Staged *SlotStatus `json:"staged,omitempty"`
+}
+
+// Moving reports whether a rollout of the module is on its way to where it shall be.
+func (m *ModuleStatus) Moving() bool {
+	for _, s := range []*SlotStatus{m.Current, m.Candidate, m.Staged} {
+		if s == nil {
+			continue
+		}
+		switch s.State() {
+		case Pending, Fetching, Preparing, Starting, Proving:
+			return true
+		}
+	}
+	return false
 }
 
 // SlotStatus is the state of one rollout of a module.

@@ -187,6 +187,7 @@ func (a *agent) openLocal() {
 		Log:      a.log.With("part", "fetch"),
 		Policy:   a.diskPolicy,
 		Holdings: a.holdings,
+		Freed:    a.changed,
 	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,

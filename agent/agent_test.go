@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,7 +163,10 @@ func TestTheMainJob(t *testing.T) {
 		return r.Device == d.device && r.Agent == "1.2.3" && r.Facts.Gateway != "" && r.Facts.DiskFree > 0 &&
 			r.Position == d.position && len(r.Conditions) == 7 && condition(r, atelier.ConditionClock).True() && condition(r, atelier.ConditionInSync).True() &&
 			condition(r, atelier.ConditionStateDurable).True() && condition(r, atelier.ConditionCertificate).True() &&
-			condition(r, atelier.ConditionGateway).True() && condition(r, atelier.ConditionConfigured).True()
+			condition(r, atelier.ConditionGateway).True() && condition(r, atelier.ConditionConfigured).True() &&
+			r.Storage != nil && r.Storage.Rate > 0 && slices.ContainsFunc(r.Storage.Content, func(s atelier.Stored) bool {
+			return s.Digest == m.Model.Variant.Files[0].Digest && !s.Unneeded
+		})
 	})
 	d.eventually("telemetry comes", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.batches > 2 })
 

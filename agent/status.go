@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,8 +44,32 @@ func (a *agent) snapshot() atelier.ReportedState {
 	modules := a.runner.Status()
 	return atelier.ReportedState{
 		Device: a.identity.Device, BootID: clock.BootID, Position: a.store.Position(), Agent: a.opts.Version,
-		Time: clock.Wall.UTC(), Facts: a.currentFacts(), Modules: modules, Conditions: a.conditions(modules),
+		Time: clock.Wall.UTC(), Facts: a.currentFacts(), Modules: modules, Conditions: a.conditions(modules), Storage: a.storage(modules),
 	}
+}
+
+// storage is what the device says of the content on its disk, nil where it cannot
+// tell, and while a module is on its way: then reports are frequent, and what they say
+// of it is out of date at once.
+func (a *agent) storage(modules []atelier.ModuleStatus) *atelier.Storage {
+	if slices.ContainsFunc(modules, func(m atelier.ModuleStatus) bool { return m.Moving() }) {
+		return nil
+	}
+	s, err := a.fetcher.Storage()
+	if err != nil {
+		a.log.Debug("what is on the disk is not reported", "error", err)
+		return nil
+	}
+	s.Rate = a.receiver.Rate()
+	room := atelier.MaxStored
+	for _, k := range a.runner.Kept() {
+		if room -= len(k.Files); room < 0 {
+			s.More = true
+			break
+		}
+		s.Kept = append(s.Kept, k)
+	}
+	return &s
 }
 
 // currentFacts are the device's facts with those that change.

@@ -26,6 +26,7 @@ type Store interface {
 	Verify(context.Context, atelier.Digest) error
 	Delete(atelier.Digest) error
 	Free() (int64, error)
+	Walk(func(content.Info) error) error
 	Collect(ctx context.Context, wait time.Duration, referenced func(atelier.Digest) (bool, error)) (content.Collected, error)
 	Arrived(d atelier.Digest, size int64) (int64, error)
 	AbortStale(age time.Duration) error
@@ -67,6 +68,9 @@ type Options struct {
 	// Holdings returns the versions that the device holds or shall hold; the rest
 	// may go. It is asked while Fetch and Collect run.
 	Holdings func() []Holding
+	// Freed, where set, is told that content was removed, so that Storage tells
+	// something else.
+	Freed func()
 }
 
 // New returns a Fetcher.

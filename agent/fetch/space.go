@@ -1,15 +1,14 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/content"
 )
 
 // Policy says what of the disk is used.
@@ -80,45 +79,22 @@ func (f *Fetcher) room(files []atelier.File) error {
 	if err != nil {
 		return err
 	}
-	policy := f.opts.Policy()
-	if short := need + policy.Reserve - free; short > 0 {
-		return f.noSpace(policy, files, need, free, short)
+	room := atelier.Room{Need: need, Free: free, Reserve: f.opts.Policy().Reserve}
+	if room.Short() > 0 {
+		if err := f.giveUp(&room, files); err != nil {
+			return err
+		}
 	}
-	return nil
+	return room.Err()
 }
 
-// noSpace says what is needed, what there is, and what would help.
-func (f *Fetcher) noSpace(p Policy, files []atelier.File, need, free, short int64) error {
-	size := atelier.FormatBytes
-	kept := size(p.Reserve)
-	if p.Reserve > free {
-		kept = "all"
-	}
-	text := fmt.Sprintf("needs %s, %s free (%s of it kept in reserve)", size(need), size(free), kept)
-	remedy := fmt.Sprintf("Free at least %s on the device, or remove a deployment from it.", size(short))
-	freeable, versions, err := f.freeable(files)
-	if err != nil {
-		return err
-	}
-	if freeable > 0 {
-		text += fmt.Sprintf(", %s can be freed by removing %s, kept for the way back", size(freeable), versions)
-	}
-	if freeable >= short {
-		remedy = fmt.Sprintf("Set disk.keep_previous = false in the agent's configuration to give up the way back, or free at least %s on the device.", size(short))
-	}
-	return atelier.Errorf(atelier.NoSpace, "%s", text).WithRemedy("%s", remedy)
-}
-
-// freeable returns how many bytes the disk would gain if the device gave up the way
-// back, and which versions those are. What files or something else needs is not
-// counted.
-func (f *Fetcher) freeable(files []atelier.File) (bytes int64, versions string, err error) {
+// giveUp notes which versions the disk would gain something by if the device gave up
+// the way back. What files or something else needs is not counted.
+func (f *Fetcher) giveUp(room *atelier.Room, files []atelier.File) error {
 	needed, previous := f.needs(Policy{KeepPrevious: false})
 	for _, file := range files {
 		needed[file.Digest] = true
 	}
-	numbers := map[string][]int{} // by model
-	var models []string
 	for _, h := range previous {
 		var gain int64
 		for _, file := range h.Files {
@@ -128,41 +104,36 @@ func (f *Fetcher) freeable(files []atelier.File) (bytes int64, versions string, 
 			needed[file.Digest] = true // counted once
 			has, err := f.store.Has(file.Digest)
 			if err != nil {
-				return 0, "", err
+				return err
 			}
 			if has {
 				gain += file.Size
 			}
 		}
-		if gain == 0 {
-			continue
+		if gain > 0 {
+			room.GiveUp(h.Model, h.Version, gain)
 		}
-		bytes += gain
-		if numbers[h.Model] == nil {
-			models = append(models, h.Model)
-		}
-		numbers[h.Model] = append(numbers[h.Model], h.Version)
 	}
-	slices.Sort(models)
-	var parts []string
-	for _, model := range models {
-		parts = append(parts, versionsOf(model, numbers[model]))
-	}
-	return bytes, strings.Join(parts, " and "), nil
+	return nil
 }
 
-// versionsOf writes "versions 3 and 4 of digits".
-func versionsOf(model string, numbers []int) string {
-	slices.Sort(numbers)
-	words := make([]string, 0, len(numbers))
-	for _, n := range slices.Compact(numbers) {
-		words = append(words, strconv.Itoa(n))
+// Storage tells what content is on the disk and under which policy. The rate and the
+// versions that are kept for the way back are not this package's to know.
+func (f *Fetcher) Storage() (atelier.Storage, error) {
+	policy := f.opts.Policy()
+	s := atelier.Storage{Reserve: policy.Reserve, KeepsPrevious: policy.KeepPrevious, Content: []atelier.Stored{}}
+	needed, _ := f.needs(policy)
+	err := f.store.Walk(func(info content.Info) error {
+		s.Content = append(s.Content, atelier.Stored{Digest: info.Digest, Size: info.Size, Unneeded: !needed[info.Digest]})
+		return nil
+	})
+	slices.SortFunc(s.Content, func(a, b atelier.Stored) int {
+		return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Digest, b.Digest))
+	})
+	if len(s.Content) > atelier.MaxStored {
+		s.Content, s.More = s.Content[:atelier.MaxStored], true
 	}
-	last := len(words) - 1
-	if last == 0 {
-		return fmt.Sprintf("version %s of %s", words[0], model)
-	}
-	return fmt.Sprintf("versions %s and %s of %s", strings.Join(words[:last], ", "), words[last], model)
+	return s, err
 }
 
 // Times of garbage collection.
@@ -204,6 +175,9 @@ func (f *Fetcher) collect(ctx context.Context, keep time.Duration) error {
 	if err := f.store.AbortUnneeded(keep, needed); err != nil {
 		return err
 	}
-	_, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return needed(d), nil })
+	collected, err := f.store.Collect(ctx, keep, func(d atelier.Digest) (bool, error) { return needed(d), nil })
+	if collected.Blobs > 0 && f.opts.Freed != nil {
+		f.opts.Freed()
+	}
 	return err
 }

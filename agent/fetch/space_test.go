@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"log/slog"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -124,15 +125,21 @@ func TestNamesWhatCouldBeFreed(t *testing.T) {
 	}
 }
 
-func TestVersionsOf(t *testing.T) {
+// TestTellsWhatIsStored: a hub that plans learns what is there, and what of it would go.
+func TestTellsWhatIsStored(t *testing.T) {
 	t.Parallel()
-	for want, numbers := range map[string][]int{
-		"version 3 of m":           {3},
-		"versions 3 and 4 of m":    {4, 3, 4},
-		"versions 1, 2 and 9 of m": {9, 1, 2},
-	} {
-		if got := versionsOf("m", numbers); got != want {
-			t.Errorf("got %q, want %q", got, want)
+	h, _, files := setup(t, strings.Repeat("unneeded", 100), strings.Repeat("kept", 100), strings.Repeat("new", 100))
+	old, kept, fresh := files[0], files[1], files[2]
+	fetchAll(t, New(h.store, h, holdings(Policy{})), old, kept, fresh)
+	for _, keeps := range []bool{true, false} {
+		f := New(h.store, h, holdings(Policy{Reserve: 7, KeepPrevious: keeps}, previous(holding(1, kept)), holding(2, fresh)))
+		want := atelier.Storage{Reserve: 7, KeepsPrevious: keeps, Content: []atelier.Stored{
+			{Digest: old.Digest, Size: old.Size, Unneeded: true},
+			{Digest: kept.Digest, Size: kept.Size, Unneeded: !keeps},
+			{Digest: fresh.Digest, Size: fresh.Size},
+		}}
+		if got, err := f.Storage(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
 		}
 	}
 }
@@ -145,8 +152,12 @@ func TestFullDiskGivesUpWhatNothingNeeds(t *testing.T) {
 	old, kept, fresh := files[0], files[1], files[2]
 	fetchAll(t, New(h.store, h, holdings(Policy{})), old, kept)
 	full := Policy{Reserve: freeOf(t, h) - 100, Keep: time.Hour, KeepPrevious: true}
-	f := New(h.store, h, holdings(full, previous(holding(1, kept)), holding(2, fresh)))
-	fetchAll(t, f, fresh)
+	o, freed := holdings(full, previous(holding(1, kept)), holding(2, fresh)), 0
+	o.Freed = func() { freed++ }
+	fetchAll(t, New(h.store, h, o), fresh)
+	if freed != 1 {
+		t.Errorf("content was freed, and that was told %d times", freed)
+	}
 	for file, want := range map[atelier.File]bool{old: false, kept: true, fresh: true} {
 		if has, err := h.store.Has(file.Digest); err != nil || has != want {
 			t.Errorf("%.6s… is there: %v, %v; expected %v", file.Path, has, err, want)

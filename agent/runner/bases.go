@@ -5,66 +5,48 @@ import (
 	"slices"
 
 	atelier "github.com/atelier-edge/atelier"
-	"github.com/atelier-edge/atelier/agent/state"
 )
 
-// maxBases is how many contents Bases returns at most.
-const maxBases = 16
-
-// Bases returns contents that the device may hold and that may resemble file: what
-// has the same path in other rollouts of a module that needs file, the running one
-// first, or is what the engine loads there, if file is that; then the same in modules
-// with the same model; then what else those modules have.
+// Bases returns contents that the device may hold and that may resemble file, the most
+// similar first; see atelier.Resembling.
 func (r *Runner) Bases(file atelier.File) []atelier.Digest {
 	r.mu.Lock()
 	slots := r.slots
-	staged := map[string]bool{} // deployments that stage the file
-	models := map[string]bool{}
-	entry := false
+	staged := make([]*atelier.Module, 0, len(r.staged))
 	for _, s := range r.staged {
-		if m := &s.module; m.Has(file.Digest) {
-			staged[m.Deployment], models[m.Model.Name] = true, true
-			entry = entry || m.Model.Variant.Entry == file.Path
-		}
+		staged = append(staged, &s.module)
 	}
 	r.mu.Unlock()
-	var near, further []*atelier.Module
-	var others []*state.Record
+	placed := make([]atelier.Placed, 0, len(slots.Modules))
 	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
+		var p atelier.Placed
 		record := slots.Modules[deployment]
-		if !staged[deployment] && !slices.ContainsFunc(record.All(), func(s *state.Slot) bool { return s.Module.Has(file.Digest) }) {
-			others = append(others, record)
-			continue
-		}
 		for _, slot := range record.All() {
-			m := &slot.Module
-			near = append(near, m)
-			models[m.Model.Name] = true
-			entry = entry || m.Has(file.Digest) && m.Model.Variant.Entry == file.Path
+			p.All = append(p.All, &slot.Module)
+		}
+		if record.Current != nil {
+			p.Current = &record.Current.Module
+		}
+		placed = append(placed, p)
+	}
+	return atelier.Resembling(file, placed, staged)
+}
+
+// Kept returns the versions that are kept for the way back, by deployment.
+func (r *Runner) Kept() []atelier.Kept {
+	r.mu.Lock()
+	slots := r.slots
+	r.mu.Unlock()
+	var kept []atelier.Kept
+	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
+		if p := slots.Modules[deployment].Previous; p != nil {
+			m := &p.Module
+			kept = append(kept, atelier.Kept{
+				Deployment: deployment, Model: m.Model.Name, Version: m.Model.Version, Entry: m.Model.Variant.Entry, Files: m.Content(),
+			})
 		}
 	}
-	for _, record := range others {
-		if c := record.Current; c != nil && models[c.Module.Model.Name] {
-			further = append(further, &c.Module)
-		}
-	}
-	var alike, rest []atelier.Digest
-	for _, m := range append(near, further...) {
-		for _, f := range m.Content() {
-			if f.Path == file.Path || entry && f.Path == m.Model.Variant.Entry {
-				alike = append(alike, f.Digest)
-			} else {
-				rest = append(rest, f.Digest)
-			}
-		}
-	}
-	var bases []atelier.Digest
-	for _, d := range append(alike, rest...) {
-		if d != file.Digest && !slices.Contains(bases, d) {
-			bases = append(bases, d)
-		}
-	}
-	return bases[:min(len(bases), maxBases)]
+	return kept
 }
 
 // Arrived notes how a file came: way is "whole" or "difference", received what it

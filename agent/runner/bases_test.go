@@ -41,7 +41,7 @@ func TestBases(t *testing.T) {
 				t.Errorf("%s: %q is not number %d of %v", name, content, i, got)
 			}
 		}
-		if slices.Contains(got, in.file.Digest) || slices.Contains(got, atelier.DigestOf([]byte("strange"))) || len(got) > maxBases {
+		if slices.Contains(got, in.file.Digest) || slices.Contains(got, atelier.DigestOf([]byte("strange"))) || len(got) > atelier.MaxResembling {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

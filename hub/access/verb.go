@@ -54,6 +54,7 @@ const (
 	DeploymentCreate Verb = "deployment.create" // deploy a model version
 	DeploymentList   Verb = "deployment.list"   // see deployments
 	DeploymentShow   Verb = "deployment.show"   // read a deployment and its state on devices
+	DeploymentPlan   Verb = "deployment.plan"   // let the hub work out what a deploy would bring to devices, and make the differences that it would use
 	DeploymentUpdate Verb = "deployment.update" // change a deployment, its version above all
 	DeploymentDelete Verb = "deployment.delete" // end a deployment
 

@@ -154,6 +154,16 @@ func (c *Client) UpdateDeployment(ctx context.Context, ws, deployment string, sp
 	return d, c.patch(ctx, in(ws, "deployments", deployment), spec, &d)
 }
 
+// PlanDeployment says what a deploy would bring to devices: of the deployment of
+// spec's name, or of a new one. Nothing is changed. It waits at most wait, a minute at
+// the longest, for differences that are being made; those that are not ready then
+// stand in the plan's Pending.
+func (c *Client) PlanDeployment(ctx context.Context, ws string, spec DeploymentSpec, wait time.Duration) (atelier.DeploymentPlan, error) {
+	var p atelier.DeploymentPlan
+	query := url.Values{"wait": {strconv.Itoa(int(min(wait, time.Minute).Seconds()))}}
+	return p, c.call(ctx, request{method: http.MethodPost, path: in(ws, "deployments", "plan"), query: query, body: spec}, &p)
+}
+
 // DeleteDeployment takes a deployment off its devices.
 func (c *Client) DeleteDeployment(ctx context.Context, ws, deployment string) error {
 	return c.delete(ctx, in(ws, "deployments", deployment))

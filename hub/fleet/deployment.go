@@ -45,25 +45,15 @@ const (
 // CreateDeployment makes a deployment with its endpoint and the endpoint's keys.
 func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec DeploymentSpec) (atelier.Deployment, error) {
 	base := atelier.Deployment{Meta: atelier.Meta{ID: atelier.NewID()}}
-	if spec.Name == nil || spec.Model == nil || spec.Selector == nil {
-		return base, atelier.Errorf(atelier.Invalid, "a deployment needs a name, a model and a selector").
-			WithRemedy("Say what to deploy and where: 'atelier deploy MODEL --to label=value'.")
-	}
-	if spec.Version == nil {
-		latest := Latest
-		spec.Version = &latest
-	}
-	if spec.Endpoint == nil {
-		spec.Endpoint = spec.Name
-	}
-	if spec.Switch {
-		return base, errNothingStaged(*spec.Name, *spec.Model)
+	spec, err := complete(spec)
+	if err != nil {
+		return base, err
 	}
 	endpoint := atelier.Endpoint{Meta: atelier.Meta{ID: atelier.NewID()}, Deployment: base.ID}
 	keys := newKeys()
 	endpoint.Keys = keys.hashes()
 	var d atelier.Deployment
-	err := f.store.Update(ctx, access.By(ctx), func(tx store.Tx) (err error) {
+	err = f.store.Update(ctx, access.By(ctx), func(tx store.Tx) (err error) {
 		if d, err = f.apply(tx, workspace, base, spec); err != nil {
 			return err
 		}
@@ -85,6 +75,25 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 	return d, err
 }
 
+// complete returns the spec of a new deployment with its defaults.
+func complete(spec DeploymentSpec) (DeploymentSpec, error) {
+	if spec.Name == nil || spec.Model == nil || spec.Selector == nil {
+		return spec, atelier.Errorf(atelier.Invalid, "a deployment needs a name, a model and a selector").
+			WithRemedy("Say what to deploy and where: 'atelier deploy MODEL --to label=value'.")
+	}
+	if spec.Version == nil {
+		latest := Latest
+		spec.Version = &latest
+	}
+	if spec.Endpoint == nil {
+		spec.Endpoint = spec.Name
+	}
+	if spec.Switch {
+		return spec, errNothingStaged(*spec.Name, *spec.Model)
+	}
+	return spec, nil
+}
+
 // UpdateDeployment changes a deployment; a revision of 0 whatever is there. A
 // change of what is run, where, or how begins a new rollout.
 func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, revision int64, spec DeploymentSpec) (atelier.Deployment, error) {
@@ -99,26 +108,11 @@ func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, rev
 			return atelier.Errorf(atelier.Stale, "deployment %q has changed: it is at revision %d, not %d", old.Name, old.Revision, revision).
 				WithRemedy("Read it again, and repeat the change on what it is now.")
 		}
-		if spec.Prefetch || spec.Switch {
-			err = checkStaging(spec)
-		}
-		if err != nil {
+		if d, err = f.revise(tx, workspace, old, spec, rollout); err != nil {
 			return err
 		}
-		if spec.Switch {
-			if spec, err = switched(&old, spec); err != nil {
-				return err
-			}
-		}
-		if d, err = f.apply(tx, workspace, old, spec); err != nil {
-			return err
-		}
-		if !sameContent(&old, &d) && d.VersionID != "" {
-			id := rollout
-			if s := old.Staged; s != nil && s.VersionID == d.VersionID {
-				id = s.Rollout // the devices have it under this one
-			}
-			if err := f.newRollout(tx, workspace, &d, id, access.PrincipalFrom(ctx).Actor()); err != nil {
+		if d.Rollout != old.Rollout {
+			if err := f.newRollout(tx, workspace, &d, d.Rollout, access.PrincipalFrom(ctx).Actor()); err != nil {
 				return err
 			}
 		}
@@ -139,6 +133,31 @@ func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, rev
 		return nil
 	})
 	return d, err
+}
+
+// revise returns a deployment as spec wants it, checked, with the rollout that then
+// begins: one that was staged, or rollout.
+func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, spec DeploymentSpec, rollout string) (d atelier.Deployment, err error) {
+	if spec.Prefetch || spec.Switch {
+		if err := checkStaging(spec); err != nil {
+			return d, err
+		}
+	}
+	if spec.Switch {
+		if spec, err = switched(&old, spec); err != nil {
+			return d, err
+		}
+	}
+	if d, err = f.apply(tx, workspace, old, spec); err != nil {
+		return d, err
+	}
+	if !sameContent(&old, &d) && d.VersionID != "" {
+		d.Rollout = rollout
+		if s := old.Staged; s != nil && s.VersionID == d.VersionID {
+			d.Rollout = s.Rollout // the devices have it under this one
+		}
+	}
+	return d, nil
 }
 
 // DeleteDeployment takes a deployment off its devices and removes its endpoint

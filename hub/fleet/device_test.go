@@ -57,6 +57,11 @@ type device struct {
 	modules  []atelier.ModuleStatus
 	revoked  bool
 	failed   map[string]error // fetches, by deployment
+	// storage makes what the device says of its content, and bases what it names when it
+	// asks for a file; nil for agents of before.
+	storage func() *atelier.Storage
+	bases   func(atelier.File) []atelier.Digest
+	came    map[atelier.Digest]transfer.Arrival
 }
 
 func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
@@ -87,7 +92,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 			OS: "linux", Arch: "amd64", Targets: []string{"process"}, Gateway: "127.0.0.1:8600",
 			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeatureStage},
 		},
-		failed: map[string]error{}, offers: map[atelier.Digest][]byte{},
+		failed: map[string]error{}, offers: map[atelier.Digest][]byte{}, came: map[atelier.Digest]transfer.Arrival{},
 	}
 	h.t.Cleanup(d.disconnect)
 	return d
@@ -322,7 +327,7 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 			Standing: atelier.Stand(atelier.Serving, atelier.Because(atelier.ReasonAsDesired, "")),
 		}
 		for _, file := range m.Content() {
-			if _, err := d.receiver.Fetch(ctx, file, nil, nil); err != nil {
+			if err := d.fetch(ctx, file); err != nil {
 				if ctx.Err() != nil {
 					return
 				}
@@ -348,6 +353,21 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 	}
 }
 
+// fetch fetches a file, and notes how it came.
+func (d *device) fetch(ctx context.Context, file atelier.File) error {
+	var bases []atelier.Digest
+	if d.bases != nil {
+		bases = d.bases(file)
+	}
+	a, err := d.receiver.Fetch(ctx, file, bases, nil)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a.Received > 0 {
+		d.came[file.Digest] = a
+	}
+	return err
+}
+
 // hold fetches what a staged module needs and adds it to what is reported.
 func (d *device) hold(ctx context.Context, m atelier.Module, modules []atelier.ModuleStatus) []atelier.ModuleStatus {
 	slot := &atelier.SlotStatus{
@@ -355,7 +375,7 @@ func (d *device) hold(ctx context.Context, m atelier.Module, modules []atelier.M
 		Standing: atelier.Stand(atelier.StagedState, atelier.Because(atelier.ReasonWaiting, "")),
 	}
 	for _, file := range m.Content() {
-		if _, err := d.receiver.Fetch(ctx, file, nil, nil); err != nil {
+		if err := d.fetch(ctx, file); err != nil {
 			slot.Standing = atelier.Stand(atelier.BackOff, atelier.Because(atelier.ReasonUnreachable, err.Error()))
 		}
 	}
@@ -375,6 +395,9 @@ func (d *device) report(ctx context.Context) {
 	r := atelier.ReportedState{
 		Device: d.id, Session: d.session, Sequence: d.sequence, Position: d.saved.Position(), Agent: "test",
 		Time: time.Now(), Facts: d.facts, Modules: d.modules,
+	}
+	if d.storage != nil {
+		r.Storage = d.storage()
 	}
 	d.mu.Unlock()
 	for {

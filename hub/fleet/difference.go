@@ -39,8 +39,29 @@ const (
 	// worth is how much later than as it is content may be there, for the bytes that a
 	// difference saves.
 	worth = time.Minute
-	// maxEarlier is how many contents are remembered that a device was to have before.
+	// maxEarlierContent is how many contents are remembered that a device was to have before.
 	maxEarlierContent = 64
+)
+
+// choice is the way in which content is to come to a device: as difference says, or
+// whole, because of verdict.
+type choice struct {
+	difference *transfer.Difference // nil for whole; whoever asked closes its Blob
+	base       atelier.Digest       // that was looked at last, "" for none
+	verdict    verdict
+	pending    *transfer.Pending // a difference that is being made; nil for none
+}
+
+// verdict says why content comes as it is.
+type verdict int
+
+const (
+	smaller     verdict = iota // it does not
+	unmade                     // a difference is being made
+	useless                    // a difference would save too little, or cannot be made
+	slower                     // a difference would take the device longer than it saves
+	fastLine                   // compressed content would
+	unavailable                // this hub makes none
 )
 
 // difference looks for a difference to what the device has, for a content that it may
@@ -52,26 +73,49 @@ func (f *Fleet) difference(ctx context.Context, device string, o transfer.Offer)
 		f.log.Warn("no difference is looked for; content is sent as it is", "device", device, "error", err)
 		return nil, nil
 	}
+	c := f.choose(o, bases)
+	return c.difference, c.pending
+}
+
+// choose picks the way for a device that has bases. It does not wait.
+func (f *Fleet) choose(o transfer.Offer, bases []atelier.Digest) choice {
 	if len(bases) == 0 {
 		if rateOf(o) > mostCompressed {
-			return nil, nil
+			return choice{verdict: fastLine}
 		}
 		d, ready := f.differences.Find(o.Target, "")
 		if ready == nil {
-			return f.ifWorth(o, d, 0), nil
+			return f.worthwhile(o, d, "", 0)
 		}
-		return nil, &transfer.Pending{Ready: ready} // compressed content is not worth waiting for
+		// Compressed content is not worth waiting for.
+		return choice{verdict: unmade, pending: &transfer.Pending{Ready: ready}}
 	}
+	c := choice{verdict: useless}
 	for _, base := range bases[:min(len(bases), triedBases)] {
 		d, ready := f.differences.Find(o.Target, base)
 		if d != nil {
-			return f.ifWorth(o, d, worth), nil
+			return f.worthwhile(o, d, base, worth)
 		}
 		if ready != nil {
-			return nil, &transfer.Pending{Ready: ready, Wait: f.patience(o, base)}
+			return choice{base: base, verdict: unmade, pending: &transfer.Pending{Ready: ready, Wait: f.patience(o, base)}}
+		}
+		if c.base == "" {
+			c.base = base
 		}
 	}
-	return nil, nil
+	return c
+}
+
+// worthwhile chooses d, if there is one, unless it is not worth its time.
+func (f *Fleet) worthwhile(o transfer.Offer, d *transfer.Difference, base atelier.Digest, most time.Duration) choice {
+	c := choice{base: base, difference: f.ifWorth(o, d, most)}
+	switch {
+	case d == nil:
+		c.verdict = useless
+	case c.difference == nil:
+		c.verdict = slower
+	}
+	return c
 }
 
 // patience returns how long it pays to wait for the difference to base that is being
@@ -119,7 +163,7 @@ func rateOf(o transfer.Offer) float64 {
 // basesOf returns those of the contents that the device was to have, now or before.
 // A difference tells of its base to whoever knows the target, so that a device could
 // otherwise learn what it was never given, by naming it.
-func (f *Fleet) basesOf(ctx context.Context, device string, offered []atelier.Digest) (bases []atelier.Digest, err error) {
+func (f *Fleet) basesOf(ctx context.Context, device string, offered []atelier.Digest) ([]atelier.Digest, error) {
 	p, err := f.peer(ctx, device)
 	if err != nil {
 		return nil, err
@@ -132,6 +176,12 @@ func (f *Fleet) basesOf(ctx context.Context, device string, offered []atelier.Di
 	if err != nil {
 		return nil, err
 	}
+	return f.own(&desired, offered)
+}
+
+// own returns those of offered that a device with a desired state was to have, now or
+// before, and the hub has.
+func (f *Fleet) own(desired *catalog.DesiredState, offered []atelier.Digest) (bases []atelier.Digest, err error) {
 	for _, d := range offered {
 		if !reaches(desired.All(), d) && !slices.Contains(desired.Earlier, d) {
 			continue

@@ -51,6 +51,9 @@ func (f *Fleet) reported(ctx context.Context, p *peer, r atelier.ReportedState) 
 // somebody would want to be told of makes an event.
 func (f *Fleet) storeReport(tx store.Tx, p *peer, stored catalog.ReportedState, r atelier.ReportedState, now time.Time) error {
 	before := stored.State
+	if r.Storage == nil && before != nil && before.Agent == r.Agent {
+		r.Storage = before.Storage
+	}
 	stored.State, stored.Received = &r, &now
 	if r.Position.After(stored.Acked) {
 		stored.Acked = r.Position

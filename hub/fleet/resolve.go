@@ -49,22 +49,10 @@ func loadPlan(tx store.Tx, workspace string) (plan, error) {
 		return p, err
 	}
 	err = catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
-		one := planned{Deployment: d, endpoint: endpoints[d.ID]}
-		var err error
-		if d.VersionID != "" {
-			if one.version, err = catalog.Versions.Get(tx, workspace, d.VersionID); err != nil {
-				return err
-			}
-		}
-		if d.Staged != nil {
-			v, err := catalog.Versions.Get(tx, workspace, d.Staged.VersionID)
-			if err != nil {
-				return err
-			}
-			one.staged = &v
-		}
+		one, err := loadPlanned(tx, workspace, d)
+		one.endpoint = endpoints[d.ID]
 		p.deployments = append(p.deployments, one)
-		return nil
+		return err
 	})
 	if err != nil {
 		return p, err
@@ -73,6 +61,39 @@ func loadPlan(tx store.Tx, workspace string) (plan, error) {
 		p.runtimes = append(p.runtimes, r)
 		return nil
 	})
+}
+
+// loadPlanned reads what a deployment is made of, but for its endpoint.
+func loadPlanned(tx store.Tx, workspace string, d atelier.Deployment) (one planned, err error) {
+	one.Deployment = d
+	if d.VersionID != "" {
+		if one.version, err = catalog.Versions.Get(tx, workspace, d.VersionID); err != nil {
+			return one, err
+		}
+	}
+	if d.Staged == nil {
+		return one, nil
+	}
+	v, err := catalog.Versions.Get(tx, workspace, d.Staged.VersionID)
+	one.staged = &v
+	return one, err
+}
+
+// put puts a deployment into the plan, in place of what it was.
+func (p *plan) put(tx store.Tx, workspace string, d atelier.Deployment) error {
+	one, err := loadPlanned(tx, workspace, d)
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(p.deployments, func(was planned) bool { return was.ID == d.ID }); i >= 0 {
+		one.endpoint = p.deployments[i].endpoint
+		one.endpoint.Name = d.Endpoint
+		p.deployments[i] = one
+		return nil
+	}
+	one.endpoint.Name = d.Endpoint
+	p.deployments = append(p.deployments, one)
+	return nil
 }
 
 // wanted is what a device shall run and hold, and what of it it cannot.

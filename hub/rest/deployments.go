@@ -81,6 +81,16 @@ func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	}
 }
 
+// planRequest is what a deploy would ask for: of the deployment of that name, or of a
+// new one.
+type planRequest struct {
+	Name     string            `json:"name" maxLength:"63" doc:"Name or id of the deployment to change, or the name of a new one"`
+	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
+	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
+	Switch   bool              `json:"switch,omitempty" doc:"Let the devices run the version that they prefetched"`
+	DeploymentFields
+}
+
 // Trace says what answered a request to an endpoint.
 type Trace struct {
 	Request    string         `json:"request"`
@@ -119,6 +129,21 @@ func (s *server) registerDeployments(api huma.API) {
 		spec.Name, spec.Model, spec.Selector = &in.Body.Name, &in.Body.Model, &in.Body.Selector
 		d, err := s.fleet.CreateDeployment(ctx, workspaceOf(ctx), spec)
 		return resourceOf(d, err, meta)
+	})
+	register(s, api, operation{
+		ID: "plan-deployment", Method: http.MethodPost, Path: deploymentsPath + "/plan", Tag: tag,
+		Summary: "Say what a deploy would bring to devices", Harmless: true,
+		Description: "Per device and in all: bytes over the wire and on disk, the way and why, the time at the device's rate, and who would not take it. " +
+			"Nothing is changed. Differences that the deploy would use are made; the answer comes when they are, or after `wait`, and then counts them in `pending`.",
+		Verb: access.DeploymentPlan, Kind: kind, Errors: []atelier.Code{atelier.Exists, atelier.Conflict},
+	}, func(ctx context.Context, in *struct {
+		WorkspaceParam
+		Wait int `query:"wait" minimum:"0" maximum:"60" default:"0" doc:"Seconds to wait for differences that are being made"`
+		Body planRequest
+	}) (*answer[atelier.DeploymentPlan], error) {
+		spec := in.Body.spec()
+		spec.Name, spec.Model, spec.Selector, spec.Switch = &in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
+		return answerOf(s.fleet.PlanDeployment(ctx, workspaceOf(ctx), spec, time.Duration(in.Wait)*time.Second))
 	})
 	register(s, api, operation{
 		ID: "get-deployment", Method: http.MethodGet, Path: deploymentPath, Tag: tag, Summary: "Show a deployment",

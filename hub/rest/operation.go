@@ -54,6 +54,8 @@ type operation struct {
 	// Stream routes read their body, of this media type, themselves as it comes;
 	// see Raw.
 	Stream string
+	// Harmless routes change nothing, so that a POST needs no Idempotency-Key.
+	Harmless bool
 	// Reply is the media type of the answer where it is not JSON.
 	Reply string
 	// Ranges tells that parts of the answer can be asked for; see server.serveBlob.
@@ -110,7 +112,7 @@ func register[I, O any](s *server, api huma.API, op operation, handler func(cont
 // idempotent reports whether the route honours Idempotency-Key: every POST does
 // whose answer can be kept and whose caller is known.
 func (op operation) idempotent() bool {
-	return op.Method == http.MethodPost && !op.Public && op.Stream == "" && op.Reply == ""
+	return op.Method == http.MethodPost && !op.Public && op.Stream == "" && op.Reply == "" && !op.Harmless
 }
 
 // statuses lists the HTTP statuses of the failures that the route may answer.

@@ -50,15 +50,11 @@ func openDifference(store *content.Store, p planFrame, offered []atelier.Digest,
 	if d.in, err = store.IngestDifference(whole.Digest(), p.difference, p.size); err != nil {
 		return nil, err
 	}
-	rest := p.size - d.in.Done()
-	if rest >= missing {
-		return nil, errWholeIsBetter
-	}
 	free, err := store.Free()
 	if err != nil {
 		return nil, err
 	}
-	if free-reserve < rest+whole.Size() {
+	if !Takes(p.size-d.in.Done(), whole.Size(), missing, free-reserve) {
 		return nil, errWholeIsBetter
 	}
 	return d, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -225,6 +226,14 @@ func (r *Receiver) newFetch(in *content.Ingest, file atelier.File, bases []ateli
 	defer r.mu.Unlock()
 	f.rate = r.rate
 	return f
+}
+
+// Rate returns the bytes a second in which content came last, 0 before any did. It is
+// what the peer is told when content is asked for.
+func (r *Receiver) Rate() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return int64(min(r.rate, math.MaxInt64))
 }
 
 // learn remembers how fast content came.
