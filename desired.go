@@ -27,6 +27,10 @@ type DesiredState struct {
 // FeatureStage is what agents list in Facts.Features that act on DesiredState.Staged.
 const FeatureStage = "stage"
 
+// FeaturePacked is what agents list in Facts.Features that read packed control messages
+// (internal/wire); others get them as they are.
+const FeaturePacked = "packed"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`
