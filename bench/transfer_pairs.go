@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -81,7 +82,7 @@ func transferPairs(ctx context.Context, w *world) ([]Figure, error) {
 	if len(tools) == 0 {
 		return nil, errors.New("there is no other tool to compare with")
 	}
-	d, counted, err := w.counted(ctx)
+	counted, err := w.counted(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func transferPairs(ctx context.Context, w *world) ([]Figure, error) {
 			if !is(p) {
 				continue
 			}
-			if all[i], err = w.deliver(ctx, d, counted, fmt.Sprintf("pair-%d", i), p); err != nil {
+			if all[i], err = w.deliver(ctx, counted, fmt.Sprintf("pair-%d", i), p); err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 			fmt.Fprintf(w.out, "  %s: %s\n", p.name, all[i].way())
@@ -157,58 +158,47 @@ func (w *world) pairs() ([]pair, error) {
 	return all, nil
 }
 
-// counted boots a hub, and a device whose way to it is counted.
-func (w *world) counted(ctx context.Context) (_ *device, _ *counter, err error) {
+// counted boots a hub to which devices come over a counter.
+func (w *world) counted(ctx context.Context) (*counter, error) {
 	var addresses [2]string
 	for i := range addresses {
+		var err error
 		if addresses[i], err = boot.FreeAddress(); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	// MQTT over WebSocket leads nowhere, so that all bytes are counted.
 	counting, nowhere := addresses[0], addresses[1]
 	if err := w.boot(ctx, "--advertise-mqtt", counting, "--advertise", nowhere); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := w.register(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	c, err := startCounter(counting, w.mqtt)
+	return startCounter(counting, w.mqtt)
+}
+
+// measuring joins a device that sends no telemetry meanwhile, whose acknowledgement
+// would not be the version's.
+func (w *world) measuring(ctx context.Context, name string) (*device, error) {
+	d, err := w.admit(ctx, name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			c.close()
-		}
-	}()
-	d, err := w.admit(ctx, "press")
-	if err != nil {
-		return nil, nil, err
-	}
-	// The acknowledgement of telemetry is not the version's.
 	f, err := os.OpenFile(filepath.Join(d.dir, "agent.toml"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	_, err = f.WriteString("\n[telemetry]\ninterval = \"1h\"\n")
 	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if err := w.start(ctx, d); err != nil {
-		return nil, nil, err
-	}
-	// The runtime comes with another model, which then goes: the device has the one
-	// model that gets new versions.
-	if err := w.atelier(ctx, "deploy", "digits:1", "--all", "-q"); err != nil {
-		return nil, nil, err
-	}
-	return d, c, w.atelier(ctx, "deployment", "delete", "digits", "-q")
+	return d, w.start(ctx, d)
 }
 
-// deliver lets the device run the older version, waits until the hub has made the
-// difference to the newer one, and lets the device prefetch that.
-func (w *world) deliver(ctx context.Context, d *device, c *counter, model string, p pair) (got delivery, err error) {
+// deliver lets a device of its own run the older version, waits until the hub has
+// made the difference to the newer one, and lets the device prefetch that.
+func (w *world) deliver(ctx context.Context, c *counter, name string, p pair) (got delivery, err error) {
 	got.pair = p
 	older, err := digestOf(p.older)
 	if err != nil {
@@ -218,13 +208,18 @@ func (w *world) deliver(ctx context.Context, d *device, c *counter, model string
 	if err != nil {
 		return got, err
 	}
-	if err := w.registerBeside(ctx, model, "older", p.older); err != nil {
+	d, err := w.measuring(ctx, name)
+	if err != nil {
 		return got, err
 	}
-	if _, err := w.bring(ctx, model, d); err != nil {
+	defer func() { err = errors.Join(err, d.agent.Stop(syscall.SIGTERM, 10*time.Second)) }()
+	if err := w.registerBeside(ctx, name, "older", p.older); err != nil {
 		return got, err
 	}
-	if err := w.registerBeside(ctx, model, "newer", p.newer); err != nil {
+	if _, err := w.bring(ctx, name, d); err != nil {
+		return got, err
+	}
+	if err := w.registerBeside(ctx, name, "newer", p.newer); err != nil {
 		return got, err
 	}
 	began := time.Now()
@@ -244,7 +239,7 @@ func (w *world) deliver(ctx context.Context, d *device, c *counter, model string
 	}
 	down, up := c.down.Load(), c.up.Load()
 	c.watch(got.came())
-	if err := w.atelier(ctx, "deploy", model, "--prefetch", "-q", "--no-wait"); err != nil {
+	if err := w.atelier(ctx, "deploy", name, "--prefetch", "-q", "--no-wait"); err != nil {
 		return got, err
 	}
 	at, err := d.has(ctx, noiseFile{digest: newer})
@@ -258,7 +253,11 @@ func (w *world) deliver(ctx context.Context, d *device, c *counter, model string
 		return got, err
 	}
 	got.added = max(0, after.peak-before.resident)
-	return got, w.atelier(ctx, "deployment", "delete", model, "-q")
+	// The module goes with the deployment, before the agent is stopped.
+	if err := w.atelier(ctx, "deployment", "delete", name, "-q"); err != nil {
+		return got, err
+	}
+	return got, c.settle(ctx)
 }
 
 // registerBeside registers a version that is the digits classifier with a file
