@@ -31,6 +31,10 @@ const FeatureStage = "stage"
 // on its golden inputs before it takes traffic; others would skip that.
 const FeatureGolden = "golden"
 
+// FeaturePacked is what agents list in Facts.Features that read packed control messages
+// (internal/wire); others get them as they are.
+const FeaturePacked = "packed"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`

@@ -9,5 +9,6 @@ var transfer = benchmark{
 		{"speed", transferSpeed},
 		{"thin", transferThin},
 		{"many", transferMany},
+		{"pairs", transferPairs},
 	},
 }

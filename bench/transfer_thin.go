@@ -134,6 +134,7 @@ type counter struct {
 	listener net.Listener
 	to       string
 	down     atomic.Int64 // bytes towards the device
+	up       atomic.Int64 // bytes from it
 	mark     atomic.Int64 // of down, or 0
 	at       atomic.Int64 // when mark was reached, in Unix nanoseconds
 	passing  sync.WaitGroup
@@ -187,7 +188,7 @@ func (c *counter) pass(client net.Conn) {
 			}
 		}
 	}
-	both.Go(func() { one(hub, client, func(int) {}) })
+	both.Go(func() { one(hub, client, func(n int) { c.up.Add(int64(n)) }) })
 	both.Go(func() { one(client, hub, c.count) })
 	both.Wait()
 }

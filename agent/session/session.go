@@ -205,7 +205,12 @@ func (s *Session) hello(ctx context.Context) {
 }
 
 // handle takes one message. It returns true when the hub has welcomed the session.
-func (s *Session) handle(ctx context.Context, envelope []byte) (welcomed bool) {
+func (s *Session) handle(ctx context.Context, message []byte) (welcomed bool) {
+	envelope, err := wire.Unpack(message)
+	if err != nil {
+		s.opts.Log.Warn("a message from the hub cannot be unpacked", "error", err)
+		return false
+	}
 	payloadType, payload, err := s.opts.State.Verify(envelope)
 	if err != nil {
 		s.unverified(ctx, envelope, err)

@@ -7,8 +7,10 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -56,6 +58,7 @@ type device struct {
 	telAcked uint64
 	modules  []atelier.ModuleStatus
 	revoked  bool
+	packed   atomic.Bool      // a message came packed
 	failed   map[string]error // fetches, by deployment
 	// storage makes what the device says of its content, and bases what it names when it
 	// asks for a file; nil for agents of before.
@@ -90,7 +93,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key},
 		facts: atelier.Facts{
 			OS: "linux", Arch: "amd64", Targets: []string{"process"}, Gateway: "127.0.0.1:8600",
-			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeatureStage},
+			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeatureStage},
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{}, came: map[atelier.Digest]transfer.Arrival{},
 	}
@@ -218,7 +221,18 @@ func (d *device) helloMessage() wire.Hello {
 func (d *device) hello() { d.say(wire.TypeHello, d.helloMessage()) }
 
 // take handles a message from the hub.
-func (d *device) take(ctx context.Context, raw []byte) {
+func (d *device) take(ctx context.Context, message []byte) {
+	raw, err := wire.Unpack(message)
+	if err != nil {
+		d.h.t.Errorf("%s received what cannot be unpacked: %v", d.name, err)
+		return
+	}
+	if len(message) != len(raw) {
+		d.packed.Store(true)
+		if !slices.Contains(d.facts.Features, atelier.FeaturePacked) {
+			d.h.t.Errorf("%s received a packed message, and reads none", d.name)
+		}
+	}
 	kind, payload, err := trust.Peek(raw)
 	if err != nil {
 		d.h.t.Errorf("%s received what is no envelope: %v", d.name, err)

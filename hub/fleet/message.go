@@ -135,8 +135,16 @@ func (f *Fleet) say(ctx context.Context, workspace, device, kind string, message
 	return f.send(ctx, device, envelope)
 }
 
-// send publishes an envelope on the device's control channel.
+// send publishes an envelope on the device's control channel, packed where the device
+// has said in this session that it reads that.
 func (f *Fleet) send(ctx context.Context, device string, envelope []byte) error {
+	f.mu.Lock()
+	s := f.sessions[device]
+	packed := s != nil && s.packed
+	f.mu.Unlock()
+	if packed {
+		envelope = wire.Pack(envelope)
+	}
 	err := f.bus.Publish(ctx, wire.DownTopic(device, wire.Control), envelope)
 	if code := atelier.CodeOf(err); code == atelier.Unavailable || code == atelier.Timeout {
 		return nil

@@ -17,6 +17,7 @@ type session struct {
 	device, workspace string
 	id                string // from hello; "" before it
 	root, delegation  int    // versions of the trust that the device holds
+	packed            bool   // it reads packed messages
 	heard             time.Time
 	live              bool // the broker says that the connection stands
 
@@ -53,6 +54,7 @@ func (f *Fleet) restore(ctx context.Context) error {
 				found[d.ID] = &session{
 					device: d.ID, workspace: w.ID, id: r.Session, heard: now, next: now,
 					acked: r.Acked, newest: desired.Position, refused: refuses(r, desired.Position),
+					packed: slices.Contains(d.Facts.Features, atelier.FeaturePacked),
 				}
 				return nil
 			})
@@ -135,6 +137,7 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 	f.mu.Lock()
 	s := f.session(p)
 	s.id, s.root, s.delegation = h.Session, h.RootVersion, h.DelegationVersion
+	s.packed = slices.Contains(h.Facts.Features, atelier.FeaturePacked)
 	s.heard, s.acked, s.newest, s.refused = f.clock.Now(), h.Position, desired.Position, false
 	s.attempts, s.next = 0, time.Time{}
 	f.mu.Unlock()

@@ -80,6 +80,9 @@ func TestPrefetchAndSwitch(t *testing.T) {
 	if w, err := h.fleet.Why(h.ctx, ws, "ready"); err != nil || !w.InSync {
 		t.Errorf("why ready: %+v, %v", w, err)
 	}
+	if !ready.packed.Load() {
+		t.Error("a device that reads packed messages has been sent none")
+	}
 	// An agent that cannot prefetch is told nothing of it, and serves.
 	s = old.on(staged, "refused", func(s atelier.DeviceStatus) bool {
 		return s.Staged != nil && s.Staged.Why().Reason() == atelier.ReasonUnsupportedFeature
