@@ -116,6 +116,7 @@ func (h *Handler) swagger(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		var doc []byte
 		if doc, err = s.swagger.get(r.URL.Query().Get("version")); err == nil {
+			w.Header().Set("X-Ms-Run-Function-Failed", "False")
 			h.send(w, http.StatusOK, "application/json", doc)
 			return
 		}
@@ -246,15 +247,15 @@ func (h *Handler) answer(w http.ResponseWriter, id string, a *Answer) {
 		h.fail(w, a.Status, atelier.Errorf(codeFor(a.Status), "%s", a.Message))
 		return
 	case a.Failed:
-		what := "returned a " + a.Returned + ", which is no JSON"
+		what, function := "returned a "+a.Returned+", which is no JSON", "False" // as Azure's server has it
 		if a.Raised != "" {
-			what = "raised " + a.Raised
+			what, function = "raised "+a.Raised, "True"
 		}
 		h.log.Error("run() failed", "request", id, "error", a.Error)
 		for line := range strings.Lines(a.Traceback) {
 			h.log.Error(strings.TrimRight(line, "\n"), "request", id)
 		}
-		w.Header().Set("X-Ms-Run-Function-Failed", "True")
+		w.Header().Set("X-Ms-Run-Function-Failed", function)
 		h.write(w, http.StatusInternalServerError, errorBody{
 			Message: "An unexpected error occurred in scoring script. Check the logs for more info.",
 			Error:   "run() of the scoring script " + what, Code: atelier.Internal,

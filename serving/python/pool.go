@@ -91,7 +91,7 @@ type Pool struct {
 	cancel context.CancelFunc
 	group  sync.WaitGroup
 
-	about about // the same in each worker; set before Start returns
+	about *about // the same in each worker; set before Start returns, and not changed
 
 	failed chan struct{} // closed when no worker can be started any more
 	reason error         // why; to be read after failed
@@ -223,9 +223,8 @@ func (p *Pool) keep(ctx context.Context, name int, first chan<- error) {
 	}
 }
 
-// see gives the worker to requests and returns when it has ended.
+// see returns when the worker has ended.
 func (p *Pool) see(ctx context.Context, w *worker) {
-	p.release(w)
 	select {
 	case <-w.ended:
 		if ctx.Err() == nil {
@@ -237,7 +236,7 @@ func (p *Pool) see(ctx context.Context, w *worker) {
 	p.drop(w)
 }
 
-// bring starts a worker and has it call init().
+// bring starts a worker, has it call init(), and gives it to requests.
 func (p *Pool) bring(ctx context.Context, name int) (*worker, error) {
 	done := make(chan started, 1)
 	select {
@@ -260,8 +259,12 @@ func (p *Pool) bring(ctx context.Context, name int) (*worker, error) {
 		return nil, err
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.about, p.failures = w.about, 0
+	if p.about == nil {
+		p.about = &w.about
+	}
+	p.failures = 0
+	p.mu.Unlock()
+	p.release(w)
 	return w, nil
 }
 
