@@ -16,13 +16,21 @@ import (
 const (
 	exitModel   = 65
 	exitRuntime = 69
+	exitScript  = 70
 )
 
 // crashes is how many failures in a row make a crash loop.
 const crashes = 5
 
-// maxLine bounds what of a module's last words goes into a message.
-const maxLine = 500
+// maxLine bounds what of a module's last words goes into a message. A script's
+// have its output with them, at most as much as a target remembers of a line.
+const (
+	maxLine       = 500
+	maxScriptLine = 4 << 10
+)
+
+// lineSeparator stands for the ends of lines within a module's last line.
+const lineSeparator = "\u2028"
 
 // refusal is an error that comes with its reason. Where it is final no second
 // attempt can mend it.
@@ -56,7 +64,7 @@ func (e *exitError) Error() string {
 	if e.exit == nil {
 		return "it ended, and nobody knows how"
 	}
-	text := fmt.Sprintf("it ended with exit code %d", e.exit.Code)
+	text, most := fmt.Sprintf("it ended with exit code %d", e.exit.Code), maxLine
 	switch {
 	case e.exit.OutOfMemory && e.limit > 0:
 		return fmt.Sprintf("it used more memory than its limit of %s, and was ended", atelier.FormatBytes(e.limit))
@@ -68,9 +76,11 @@ func (e *exitError) Error() string {
 		text = "its model cannot be loaded"
 	case e.exit.Code == exitRuntime:
 		text = "its runtime cannot be loaded"
+	case e.exit.Code == exitScript:
+		text, most = "its scoring script failed", maxScriptLine
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
-		text += ": " + strings.ToValidUTF8(line[:min(len(line), maxLine)], "")
+		text += ": " + strings.ReplaceAll(strings.ToValidUTF8(line[:min(len(line), most)], ""), lineSeparator, "\n")
 	}
 	return text
 }
@@ -83,6 +93,8 @@ func (e *exitError) reason() atelier.Reason {
 		return atelier.ReasonInitFailed
 	case e.exit != nil && e.exit.Code == exitRuntime:
 		return atelier.ReasonRuntimeMissing
+	case e.exit != nil && e.exit.Code == exitScript:
+		return atelier.ReasonScriptFailed
 	case e.wasReady:
 		return atelier.ReasonCrashed
 	}
@@ -128,6 +140,8 @@ func (i *instance) remedy(why atelier.Why) string {
 	switch why.Reason() {
 	case atelier.ReasonInitFailed:
 		return log + "; register a model that the runtime can load."
+	case atelier.ReasonScriptFailed:
+		return log + "; correct the script or its environment, and register the model again."
 	case atelier.ReasonCrashLoop:
 		return log + ", and deploy a version that works."
 	case atelier.ReasonStartFailed, atelier.ReasonCrashed, atelier.ReasonProbeFailed:
