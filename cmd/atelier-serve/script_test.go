@@ -153,3 +153,56 @@ def run(data):
 	}
 	wait("the worker is gone", func() bool { return errors.Is(syscall.Kill(worker, 0), syscall.ESRCH) })
 }
+
+// The example of docs/serving.md is what it says.
+func TestExample(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile(repository + "/docs/serving.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile(repository + "/examples/scoring/score.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const command = "atelier-serve --name scoring --script examples/scoring/score.py --model-dir examples/scoring --python python3 --listen 127.0.0.1:8000"
+	const body, want = `{"data": [[2, 1, 1]]}`, `{"scores": [2.0]}`
+	for _, text := range []string{string(script), command, body, want} {
+		if !strings.Contains(string(doc), text) {
+			t.Errorf("docs/serving.md lacks %q", text)
+		}
+	}
+	socket := filepath.Join(filepath.Dir(file(t, "here", nil)), "s")
+	args := strings.Fields(command)[1:]
+	args[len(args)-1] = "unix:" + socket
+	cmd := exec.Command(program, args...)
+	var log bytes.Buffer
+	cmd.Dir, cmd.Stderr = repository, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }() // it has ended when all went well
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	got := ""
+	for end := time.Now().Add(30 * time.Second); got == "" && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		resp, err := client.Post("http://module/score", "application/x-www-form-urlencoded", strings.NewReader(body))
+		if err != nil {
+			continue
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode == http.StatusOK {
+			got = string(b)
+		}
+	}
+	if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if got != want || !strings.Contains(log.String(), "INFO:root:1 rows") {
+		t.Errorf("it answered %q, want %s\n%s", got, want, log.String())
+	}
+}
