@@ -10,8 +10,9 @@ import (
 )
 
 // A frame is what worker and pool say to each other: a head of 12 bytes
-// (version, kind, two bytes of 0, the lengths of meta and body, little-endian),
-// then meta, a JSON object, then body, which is bytes to both.
+// (version, kind, number as uint16, the lengths of meta and body as uint32, all
+// little-endian), then meta, a JSON object, then body, which is bytes to both. An
+// answer has the number of its request, all others have 0.
 const (
 	frameVersion = 1
 	headSize     = 12
@@ -31,13 +32,14 @@ const (
 )
 
 type frame struct {
-	kind byte
-	meta []byte
-	body []byte
+	kind   byte
+	number uint16
+	meta   []byte
+	body   []byte
 }
 
 // writeFrame writes one frame. meta is made JSON.
-func writeFrame(w io.Writer, kind byte, meta any, body []byte) error {
+func writeFrame(w io.Writer, kind byte, number uint16, meta any, body []byte) error {
 	b := make([]byte, headSize, 512)
 	text, err := json.Marshal(meta)
 	if err != nil {
@@ -47,6 +49,7 @@ func writeFrame(w io.Writer, kind byte, meta any, body []byte) error {
 		return atelier.Errorf(atelier.TooLarge, "the request's header fields are larger than a scoring script is given: %d bytes, at most %d were expected", len(text), maxMeta)
 	}
 	b[0], b[1] = frameVersion, kind
+	binary.LittleEndian.PutUint16(b[2:], number)
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(text)))
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(body)))
 	buffers := net.Buffers{append(b, text...), body}
@@ -64,15 +67,15 @@ func readFrame(r io.Reader) (frame, error) {
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return frame{}, err
 	}
-	f := frame{kind: head[1]}
+	f := frame{kind: head[1], number: binary.LittleEndian.Uint16(head[2:])}
 	meta, body := int64(binary.LittleEndian.Uint32(head[4:])), int64(binary.LittleEndian.Uint32(head[8:]))
 	switch {
 	case head[0] != frameVersion:
 		return frame{}, atelier.Errorf(atelier.Invalid, "a frame of version %d came, %d was expected", head[0], frameVersion)
 	case f.kind < kindStart || f.kind > kindAnswer:
 		return frame{}, atelier.Errorf(atelier.Invalid, "a frame of kind %d came, which there is none of", f.kind)
-	case head[2] != 0 || head[3] != 0:
-		return frame{}, atelier.Errorf(atelier.Invalid, "bytes 2 and 3 of a frame are %d and %d, 0 was expected", head[2], head[3])
+	case f.number != 0 && f.kind != kindRequest && f.kind != kindAnswer:
+		return frame{}, atelier.Errorf(atelier.Invalid, "a frame of kind %d has the number %d, 0 was expected", f.kind, f.number)
 	case meta > maxMeta:
 		return frame{}, atelier.Errorf(atelier.Invalid, "the meta of a frame has %d bytes, at most %d were expected", meta, maxMeta)
 	case body > maxAnswer:

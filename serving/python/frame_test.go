@@ -10,10 +10,17 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 )
 
+func number(kind byte) uint16 {
+	if kind == kindRequest || kind == kindAnswer {
+		return 0x1234
+	}
+	return 0
+}
+
 func encode(t testing.TB, kind byte, meta any, body []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := writeFrame(&b, kind, meta, body); err != nil {
+	if err := writeFrame(&b, kind, number(kind), meta, body); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -32,7 +39,7 @@ func TestFrames(t *testing.T) {
 		} else if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("a frame without its body: %v", err)
 		}
-		if f, err = readFrame(bytes.NewReader(raw)); err != nil || f.kind != kindAnswer || !bytes.Equal(f.body, body) {
+		if f, err = readFrame(bytes.NewReader(raw)); err != nil || f.kind != kindAnswer || f.number != 0x1234 || !bytes.Equal(f.body, body) {
 			t.Errorf("a frame with a body of %d bytes came back with %d, %v", len(body), len(f.body), err)
 		}
 		var a Answer
@@ -50,7 +57,7 @@ func TestMalformedFrames(t *testing.T) {
 	}{
 		"version":    {[]byte{2, kindAnswer, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, atelier.Invalid},
 		"kind":       {[]byte{1, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, atelier.Invalid},
-		"reserved":   {[]byte{1, kindAnswer, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0}, atelier.Invalid},
+		"number":     {[]byte{1, kindReady, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0}, atelier.Invalid},
 		"large meta": {[]byte{1, kindAnswer, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}, atelier.Invalid},
 		"large body": {[]byte{1, kindAnswer, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, atelier.TooLarge},
 		"no bytes":   {[]byte{1, kindAnswer, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0f}, atelier.Internal},
@@ -59,7 +66,7 @@ func TestMalformedFrames(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := writeFrame(io.Discard, kindRequest, requestMeta{Query: string(make([]byte, maxMeta))}, nil); atelier.CodeOf(err) != atelier.TooLarge {
+	if err := writeFrame(io.Discard, kindRequest, 1, requestMeta{Query: string(make([]byte, maxMeta))}, nil); atelier.CodeOf(err) != atelier.TooLarge {
 		t.Errorf("a request with a meta that is too large: %v", err)
 	}
 }

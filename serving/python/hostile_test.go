@@ -248,6 +248,37 @@ def run(data):
 	}
 }
 
+// A child that returns from run() as well answers nothing.
+func TestForksInRun(t *testing.T) {
+	t.Parallel()
+	b := serve(t, `
+import os
+def init(): pass
+def run(data):
+    if data == "fork" and os.fork() == 0: return "the child"
+    return data
+`, Options{})
+	for i := range 10 {
+		b.score("fork", 200, `"fork"`)
+		b.score(strconv.Itoa(i), 200, fmt.Sprintf(`"%d"`, i))
+	}
+}
+
+// An answer that belongs to no request is given to none.
+func TestAnswersTwice(t *testing.T) {
+	t.Parallel()
+	b := serve(t, `
+import socket, struct
+def init(): pass
+def run(data):
+    if data == "twice":
+        socket.socket(fileno=3).sendall(struct.pack("<BBHII", 1, 5, 1, 14, 7) + b'{"status": 200}'[:14] + b'"first"')
+    return data
+`, Options{})
+	b.score("twice", 502, "")
+	b.score("next", 200, `"next"`)
+}
+
 // Of the requests under way when workers are killed only those fail that were in
 // them.
 func TestKilledUnderLoad(t *testing.T) {

@@ -64,8 +64,8 @@ func (o *output) pump(fd, most int) (ended bool) {
 		}
 		o.mu.Unlock()
 		switch {
-		case err == syscall.EINTR: //nolint:errorlint // a bare errno
-		case err == syscall.EAGAIN: //nolint:errorlint // a bare errno
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
 			return false
 		case err != nil || n == 0:
 			return true

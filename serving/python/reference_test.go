@@ -45,7 +45,7 @@ func reference(t *testing.T, script string) string {
 	})
 	url := "http://127.0.0.1:" + strconv.Itoa(port)
 	eventually(t, "the reference is ready", func() bool {
-		resp, err := http.Get(url + "/") //nolint:noctx // it waits for a moment
+		resp, err := http.Get(url + "/")
 		if err != nil {
 			return false
 		}

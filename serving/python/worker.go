@@ -52,6 +52,7 @@ type worker struct {
 	reader *bufio.Reader
 	out    *output
 	about  about
+	number uint16 // of the last request; of whoever has the worker
 
 	ended chan struct{} // closed when the process is gone, with all that it started
 	how   string        // how it ended; to be read after ended
@@ -203,7 +204,7 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetDeadline(time.Now()) })
 	defer stop()
 	_ = w.conn.SetDeadline(deadline) // a socket takes one
-	err := writeFrame(w.conn, kindStart, startMeta{p.opts.Script}, rawSource)
+	err := writeFrame(w.conn, kindStart, 0, startMeta{p.opts.Script}, rawSource)
 	var f frame
 	if err == nil {
 		f, err = readFrame(w.reader)
@@ -295,7 +296,8 @@ func (w *worker) exchange(r *Request, deadline time.Time) (*Answer, error) {
 	_ = w.conn.SetDeadline(deadline) // a socket takes one
 	w.out.begin(r.ID)
 	defer w.out.end()
-	err := writeFrame(w.conn, kindRequest, meta, r.Body)
+	w.number++
+	err := writeFrame(w.conn, kindRequest, w.number, meta, r.Body)
 	switch {
 	case isTalk(err):
 		return nil, err // nothing was sent
@@ -309,8 +311,8 @@ func (w *worker) exchange(r *Request, deadline time.Time) (*Answer, error) {
 	}
 	a := &Answer{Body: f.body}
 	if err == nil {
-		if f.kind != kindAnswer {
-			err = atelier.Errorf(atelier.Invalid, "a frame of kind %d came, %d was expected", f.kind, kindAnswer)
+		if f.kind != kindAnswer || f.number != w.number {
+			err = atelier.Errorf(atelier.Invalid, "a frame of kind %d with number %d came, kind %d with number %d was expected", f.kind, f.number, kindAnswer, w.number)
 		} else {
 			err = f.decode(a)
 		}

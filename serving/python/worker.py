@@ -21,7 +21,7 @@ import types
 import urllib.parse
 
 VERSION, START, READY, FAILED, REQUEST, ANSWER = 1, 1, 2, 3, 4, 5
-HEAD = struct.Struct("<BBHII")
+HEAD = struct.Struct("<BBHII")  # version, kind, number of the request, lengths of meta and body
 MOST_TRACEBACK = 16 << 10
 EXIT_FAILED = 70
 
@@ -61,19 +61,19 @@ class Channel:
         return bytes(whole)
 
     def receive(self):
-        """Returns kind, meta and body of the next frame, None where the other side has closed."""
+        """Returns kind, number, meta and body of the next frame, None where the other side has closed."""
         head = self.take(HEAD.size)
         if head is None:
             return None
-        version, kind, _, meta, body = HEAD.unpack(head)
+        version, kind, number, meta, body = HEAD.unpack(head)
         if version != VERSION:
             raise RuntimeError("a frame of version %d came, %d was expected" % (version, VERSION))
         meta, body = self.take(meta), self.take(body)
-        return None if meta is None or body is None else (kind, json.loads(meta), body)
+        return None if meta is None or body is None else (kind, number, json.loads(meta), body)
 
-    def send(self, kind, meta, body=b""):
+    def send(self, kind, meta, body=b"", number=0):
         meta = json.dumps(meta).encode()
-        head = HEAD.pack(VERSION, kind, 0, len(meta), len(body))
+        head = HEAD.pack(VERSION, kind, number, len(meta), len(body))
         if len(body) < 1 << 16:
             self.sock.sendall(head + meta + body)
         else:
@@ -326,22 +326,24 @@ def load(channel, start, source):
 def main():
     sock = socket.socket(fileno=3)
     sock.set_inheritable(False)
+    os.register_at_fork(after_in_child=sock.close)  # a child must not answer, even where it returns from run()
     channel = Channel(sock)
     prepare()
     first = channel.receive()
     if first is None:
         return
-    script = load(channel, first[1], first[2])
+    script = load(channel, first[2], first[3])
     if script is None:
         os._exit(EXIT_FAILED)  # threads of the script's may hold up any other end
     while True:
         request = channel.receive()
         if request is None:
             return
-        meta, body = answer(script, request[1], request[2])
+        _, number, meta, body = request
         request = None
+        meta, body = answer(script, meta, body)
         flush()
-        channel.send(ANSWER, meta, body)
+        channel.send(ANSWER, meta, body, number)
 
 
 main()
