@@ -86,6 +86,9 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 		Python: s.python, Script: s.script, ModelDir: s.modelDir, Workers: s.workers, Memory: s.memory, Requests: s.requests,
 		Deadline: s.deadline, InitTimeout: s.initTimeout, Log: log,
 	})
+	if ctx.Err() != nil && err != nil {
+		return server.Close() // it was asked to end
+	}
 	if err != nil {
 		return errors.Join(scriptExit(err), server.Close())
 	}

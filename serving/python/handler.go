@@ -1,10 +1,10 @@
 package python
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -218,19 +218,15 @@ func (h *Handler) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > h.maxBody {
 		return nil, tooLarge
 	}
-	limited := http.MaxBytesReader(w, r.Body, h.maxBody)
-	var b []byte
-	var err error
-	if n := r.ContentLength; n >= 0 && n <= 1<<20 {
-		b = make([]byte, n)
-		_, err = io.ReadFull(limited, b)
-	} else {
-		b, err = io.ReadAll(limited)
-	}
+	// A length is a claim: room is made as the bytes come.
+	const first = 64 << 10
+	var b bytes.Buffer
+	b.Grow(int(min(max(r.ContentLength, 0), first)) + bytes.MinRead)
+	_, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, h.maxBody))
 	var large *http.MaxBytesError
 	switch {
 	case err == nil:
-		return b, nil
+		return b.Bytes(), nil
 	case errors.As(err, &large):
 		return nil, tooLarge
 	}

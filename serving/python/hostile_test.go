@@ -399,6 +399,45 @@ def run(data):
 	b.score("0", 200, "")
 }
 
+// While a script is started again requests wait, and health is as before.
+func TestIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	b := serve(t, `
+import os, time
+def init():
+    mark = os.path.join(os.environ["AZUREML_MODEL_DIR"], "mark")
+    while os.path.exists(mark): time.sleep(0.01)
+    open(mark, "w").close()
+def run(data):
+    if data == "end": os._exit(1)
+    return data
+`, Options{Deadline: 2 * time.Second})
+	b.score("end", 502, "")
+	b.healthy()
+	a := b.score("one", 503, "")
+	if e := a.says(t); !strings.Contains(e.Error, "is being started again") || a.header.Get("Retry-After") == "" {
+		t.Errorf("it is answered with %v %+v", a.header, e)
+	}
+	answered := make(chan answer)
+	go func() {
+		a, err := b.try(http.MethodPost, "/score", "two")
+		if err != nil {
+			t.Error(err)
+		}
+		answered <- a
+	}()
+	if err := os.Remove(filepath.Join(b.dir, "mark")); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-answered; a.status != 200 && a.status != 503 {
+		t.Errorf("a request that waited is answered with %d %s", a.status, a.body)
+	}
+	eventually(t, "it answers", func() bool {
+		a, err := b.try(http.MethodPost, "/score", "three")
+		return err == nil && a.status == 200
+	})
+}
+
 // A script that works at first and then cannot be started any more ends the pool,
 // with its reason.
 func TestCannotBeStartedAnyMore(t *testing.T) {

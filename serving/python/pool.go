@@ -264,6 +264,7 @@ func (p *Pool) bring(ctx context.Context, name int) (*worker, error) {
 	}
 	p.failures = 0
 	p.mu.Unlock()
+	w.ready.Store(true)
 	p.release(w)
 	return w, nil
 }
@@ -300,7 +301,7 @@ func (p *Pool) Reason() error { return p.reason }
 
 // Do has a worker answer r. Errors are *DiedError where the script ended over it,
 // or carry one of the codes Exhausted (too many wait), Timeout (the deadline came,
-// or ctx ended before a worker was free) and Unavailable (the pool is closed). A
+// or ctx ended before a worker was free) and Unavailable (there is no worker). A
 // request that has begun goes on when ctx ends: to end it would take the script's
 // state with it.
 func (p *Pool) Do(ctx context.Context, r *Request) (*Answer, error) {
@@ -365,8 +366,7 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 	case <-p.failed:
 		err = atelier.Errorf(atelier.Unavailable, "the script cannot be started any more").WithRemedy("'atelier why' tells the reason.")
 	case <-timer.C:
-		err = atelier.Errorf(atelier.Timeout, "the script was busy with other requests for %v", p.opts.Deadline).
-			WithRemedy("Send fewer requests at a time, or give the module more workers.")
+		err = p.late()
 	case <-ctx.Done():
 		err = atelier.Errorf(atelier.Timeout, "the request was given up before its turn came: %w", ctx.Err())
 	}
@@ -379,6 +379,16 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 	p.mu.Unlock()
 	p.release(<-turn) // it came all the same
 	return nil, err
+}
+
+// late says why a request's turn did not come in time.
+func (p *Pool) late() error {
+	if !slices.ContainsFunc(p.all(), func(w *worker) bool { return w.ready.Load() }) {
+		return atelier.Errorf(atelier.Unavailable, "the script is being started again, for %v at least", p.opts.Deadline).
+			WithRemedy("Try again in a moment; the log tells how it ended.")
+	}
+	return atelier.Errorf(atelier.Timeout, "the script was busy with other requests for %v", p.opts.Deadline).
+		WithRemedy("Send fewer requests at a time, or give the module more workers.")
 }
 
 // release gives w to whoever waits longest.

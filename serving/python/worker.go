@@ -58,6 +58,7 @@ type worker struct {
 	how   string        // how it ended; to be read after ended
 
 	answered atomic.Int64
+	ready    atomic.Bool // init() has returned
 	heavy    atomic.Bool // over its memory limit
 
 	mu    sync.Mutex
