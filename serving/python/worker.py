@@ -304,6 +304,7 @@ def load(channel, start, source):
         sys.meta_path.append(RawFinder(source))
         sys.path[:] = [p for p in sys.path if p]  # not the working directory
         sys.path.append(os.path.dirname(os.path.abspath(start["script"])))
+        os.register_at_fork(after_in_child=channel.sock.close)  # a child must not answer, even where it returns from run()
         script = Script(start["script"])
         stage = "init"
         script.init()
@@ -324,9 +325,10 @@ def load(channel, start, source):
 
 
 def main():
+    if sys.version_info < (3, 7):
+        sys.exit("Python %d.%d came, 3.7 or newer was expected" % sys.version_info[:2])
     sock = socket.socket(fileno=3)
     sock.set_inheritable(False)
-    os.register_at_fork(after_in_child=sock.close)  # a child must not answer, even where it returns from run()
     channel = Channel(sock)
     prepare()
     first = channel.receive()
