@@ -25,6 +25,7 @@ const (
 	ReasonStartFailed        Reason = "StartFailed"
 	ReasonInitFailed         Reason = "InitFailed"
 	ReasonScriptFailed       Reason = "ScriptFailed"
+	ReasonGoldenFailed       Reason = "GoldenFailed"
 	ReasonProbeFailed        Reason = "ProbeFailed"
 	ReasonCrashed            Reason = "Crashed"
 	ReasonCrashLoop          Reason = "CrashLoop"
@@ -78,6 +79,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonStartFailed:        {"The module's process could not be started.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonInitFailed:         {"The module started but could not load its model.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonScriptFailed:       {"The module's scoring script failed before it could take requests: it could not be imported, or init() raised, ended or hung.", "Read the message, which has the script's output; correct the script or its environment and register the model again."},
+	ReasonGoldenFailed:       {"On this device the model does not give what its golden inputs say, or takes longer than they allow; it takes no traffic.", "Compare the message with the version's golden.json; register a model that is right, or golden inputs with a tolerance that fits."},
 	ReasonProbeFailed:        {"The module runs but does not answer its health probe.", "Read the module's log with 'atelier device logs'."},
 	ReasonCrashed:            {"The module ended by itself; the agent starts it again.", "Read the module's log with 'atelier device logs' if it repeats."},
 	ReasonCrashLoop:          {"The module keeps ending; the agent waits longer before each new start.", "Read the module's log with 'atelier device logs', and deploy a version that works."},

@@ -11,12 +11,14 @@ import (
 	"github.com/atelier-edge/atelier/targets"
 )
 
-// The exit codes with which atelier-serve says what it could not load; see
+// The exit codes with which atelier-serve says what it could not load, that its
+// model gives other outputs than it should, and that its scoring script failed; see
 // docs/architecture.md.
 const (
 	exitModel   = 65
 	exitRuntime = 69
-	exitScript  = 70
+	exitGolden  = 70
+	exitScript  = 76
 )
 
 // crashes is how many failures in a row make a crash loop.
@@ -78,6 +80,8 @@ func (e *exitError) Error() string {
 		text = "its runtime cannot be loaded"
 	case e.exit.Code == exitScript:
 		text, most = "its scoring script failed", maxScriptLine
+	case e.exit.Code == exitGolden:
+		text = "its model does not pass its golden inputs"
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
 		text += ": " + strings.ReplaceAll(strings.ToValidUTF8(line[:min(len(line), most)], ""), lineSeparator, "\n")
@@ -95,6 +99,8 @@ func (e *exitError) reason() atelier.Reason {
 		return atelier.ReasonRuntimeMissing
 	case e.exit != nil && e.exit.Code == exitScript:
 		return atelier.ReasonScriptFailed
+	case e.exit != nil && e.exit.Code == exitGolden:
+		return atelier.ReasonGoldenFailed
 	case e.wasReady:
 		return atelier.ReasonCrashed
 	}
@@ -142,6 +148,8 @@ func (i *instance) remedy(why atelier.Why) string {
 		return log + "; register a model that the runtime can load."
 	case atelier.ReasonScriptFailed:
 		return log + "; correct the script or its environment, and register the model again."
+	case atelier.ReasonGoldenFailed:
+		return log + "; register a model, or golden inputs, that are right for this device."
 	case atelier.ReasonCrashLoop:
 		return log + ", and deploy a version that works."
 	case atelier.ReasonStartFailed, atelier.ReasonCrashed, atelier.ReasonProbeFailed:

@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"os"
 	"runtime"
 	"time"
 
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
 	"github.com/atelier-edge/atelier/serving/onnxruntime"
 )
@@ -40,8 +43,33 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 			return nil, err
 		}
 	}
+	if err := prove(ctx, c, model, log); err != nil {
+		return nil, errors.Join(err, model.Engine.Close())
+	}
 	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
 	return model, nil
+}
+
+// prove runs the model's golden inputs, where it has any.
+func prove(ctx context.Context, c config, model *serving.Model, log *slog.Logger) error {
+	if c.golden == "" {
+		return nil
+	}
+	b, err := os.ReadFile(c.golden)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	golden, err := atelier.ParseGolden(b)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	begin := time.Now()
+	median, err := model.Prove(ctx, golden)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	log.Info("passed its golden inputs", "cases", len(golden.Cases), "took", time.Since(begin), "median", median)
+	return nil
 }
 
 // open loads the model and warms it. It returns how long an inference of zeros

@@ -16,8 +16,8 @@ import (
 )
 
 // exitScript says that a scoring script failed before it could take requests
-// (sysexits.h: EX_SOFTWARE).
-const exitScript = 70
+// (sysexits.h: EX_PROTOCOL).
+const exitScript = 76
 
 // lineSeparator stands for the ends of lines within the last line of standard
 // error, where a script's output is part of the reason.
@@ -42,8 +42,10 @@ func (c *scriptConfig) flags(flags *flag.FlagSet) {
 	flags.DurationVar(&c.initTimeout, "init-timeout", python.DefaultInitTimeout, "give up a script that is not ready after this `DURATION`")
 }
 
-func (c *scriptConfig) check() error {
+func (c *scriptConfig) check(golden bool) error {
 	switch {
+	case golden:
+		return errors.New("--golden is for ONNX files; --script came too")
 	case c.modelDir == "":
 		return errors.New("--script needs --model-dir; see atelier-serve --help")
 	case c.python == "":

@@ -43,10 +43,10 @@ func TestScriptExitCodes(t *testing.T) {
 		code int
 		says []string
 	}{
-		"init":        {[]string{"--script", bad, "--model-dir", dir, "--python", python}, 70, []string{"init() failed: FileNotFoundError: weights.bin\u2028looks for it\u2028Traceback"}},
-		"long":        {[]string{"--script", long, "--model-dir", dir, "--python", python}, 70, []string{"init() failed: ValueError: ", "üü"}},
-		"hangs":       {[]string{"--script", hangs, "--model-dir", dir, "--python", python, "--init-timeout", "5s"}, 70, []string{"did not return within 5s", "line 2 in <module>"}},
-		"absent":      {[]string{"--script", dir + "/nowhere.py", "--model-dir", dir, "--python", python}, 70, []string{"No such file"}},
+		"init":        {[]string{"--script", bad, "--model-dir", dir, "--python", python}, 76, []string{"init() failed: FileNotFoundError: weights.bin\u2028looks for it\u2028Traceback"}},
+		"long":        {[]string{"--script", long, "--model-dir", dir, "--python", python}, 76, []string{"init() failed: ValueError: ", "üü"}},
+		"hangs":       {[]string{"--script", hangs, "--model-dir", dir, "--python", python, "--init-timeout", "5s"}, 76, []string{"did not return within 5s", "line 2 in <module>"}},
+		"absent":      {[]string{"--script", dir + "/nowhere.py", "--model-dir", dir, "--python", python}, 76, []string{"No such file"}},
 		"interpreter": {[]string{"--script", good, "--model-dir", dir, "--python", "/nowhere/python"}, 69, []string{"/nowhere/python cannot be started"}},
 		"usage":       {[]string{"--script", good, "--python", python}, 2, []string{"--script needs --model-dir"}},
 		"negative":    {[]string{"--script", good, "--python", python, "--model-dir", dir, "--workers", "-1"}, 2, []string{"must not be negative"}},
