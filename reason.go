@@ -24,6 +24,7 @@ const (
 	ReasonPortInUse          Reason = "PortInUse"
 	ReasonStartFailed        Reason = "StartFailed"
 	ReasonInitFailed         Reason = "InitFailed"
+	ReasonScriptFailed       Reason = "ScriptFailed"
 	ReasonGoldenFailed       Reason = "GoldenFailed"
 	ReasonProbeFailed        Reason = "ProbeFailed"
 	ReasonCrashed            Reason = "Crashed"
@@ -77,6 +78,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonPortInUse:          {"The address that the gateway should listen on is taken by another program.", "Change gateway.listen in the agent's configuration, or stop the other program."},
 	ReasonStartFailed:        {"The module's process could not be started.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonInitFailed:         {"The module started but could not load its model.", "Read the message and the module's log with 'atelier device logs'."},
+	ReasonScriptFailed:       {"The module's scoring script failed before it could take requests: it could not be imported, or init() raised, ended or hung.", "Read the message, which has the script's output; correct the script or its environment and register the model again."},
 	ReasonGoldenFailed:       {"On this device the model does not give what its golden inputs say, or takes longer than they allow; it takes no traffic.", "Compare the message with the version's golden.json; register a model that is right, or golden inputs with a tolerance that fits."},
 	ReasonProbeFailed:        {"The module runs but does not answer its health probe.", "Read the module's log with 'atelier device logs'."},
 	ReasonCrashed:            {"The module ended by itself; the agent starts it again.", "Read the module's log with 'atelier device logs' if it repeats."},

@@ -328,6 +328,7 @@ func TestAFailingCandidateLeavesTheCurrentOneAlone(t *testing.T) {
 	}{
 		"model":    {behaviour: exit(65, "no such operator"), reason: atelier.ReasonInitFailed, message: "no such operator"},
 		"runtime":  {behaviour: exit(69, "libstdc++"), reason: atelier.ReasonRuntimeMissing, message: "libstdc++"},
+		"script":   {behaviour: exit(76, "init() failed: KeyError: 'x'\u2028Traceback\u2028KeyError: 'x'"+strings.Repeat("!", 3000)), reason: atelier.ReasonScriptFailed, message: "script failed: init() failed: KeyError: 'x'\nTraceback\nKeyError: 'x'" + strings.Repeat("!", 3000)},
 		"memory":   {behaviour: oom, reason: atelier.ReasonOutOfMemory},
 		"too big":  {memory: 1, reason: atelier.ReasonMemoryShort, message: "1 B is available"},
 		"loop":     {behaviour: exit(1, "boom"), reason: atelier.ReasonCrashLoop, message: "boom"},

@@ -11,19 +11,28 @@ import (
 	"github.com/atelier-edge/atelier/targets"
 )
 
-// The exit codes with which atelier-serve says what it could not load, and that its
-// model gives other outputs than it should; see docs/architecture.md.
+// The exit codes with which atelier-serve says what it could not load, that its
+// model gives other outputs than it should, and that its scoring script failed; see
+// docs/architecture.md.
 const (
 	exitModel   = 65
 	exitRuntime = 69
 	exitGolden  = 70
+	exitScript  = 76
 )
 
 // crashes is how many failures in a row make a crash loop.
 const crashes = 5
 
-// maxLine bounds what of a module's last words goes into a message.
-const maxLine = 500
+// maxLine bounds what of a module's last words goes into a message. A script's
+// have its output with them, at most as much as a target remembers of a line.
+const (
+	maxLine       = 500
+	maxScriptLine = 4 << 10
+)
+
+// lineSeparator stands for the ends of lines within a module's last line.
+const lineSeparator = "\u2028"
 
 // refusal is an error that comes with its reason. Where it is final no second
 // attempt can mend it.
@@ -57,7 +66,7 @@ func (e *exitError) Error() string {
 	if e.exit == nil {
 		return "it ended, and nobody knows how"
 	}
-	text := fmt.Sprintf("it ended with exit code %d", e.exit.Code)
+	text, most := fmt.Sprintf("it ended with exit code %d", e.exit.Code), maxLine
 	switch {
 	case e.exit.OutOfMemory && e.limit > 0:
 		return fmt.Sprintf("it used more memory than its limit of %s, and was ended", atelier.FormatBytes(e.limit))
@@ -69,11 +78,13 @@ func (e *exitError) Error() string {
 		text = "its model cannot be loaded"
 	case e.exit.Code == exitRuntime:
 		text = "its runtime cannot be loaded"
+	case e.exit.Code == exitScript:
+		text, most = "its scoring script failed", maxScriptLine
 	case e.exit.Code == exitGolden:
 		text = "its model does not pass its golden inputs"
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
-		text += ": " + strings.ToValidUTF8(line[:min(len(line), maxLine)], "")
+		text += ": " + strings.ReplaceAll(strings.ToValidUTF8(line[:min(len(line), most)], ""), lineSeparator, "\n")
 	}
 	return text
 }
@@ -86,6 +97,8 @@ func (e *exitError) reason() atelier.Reason {
 		return atelier.ReasonInitFailed
 	case e.exit != nil && e.exit.Code == exitRuntime:
 		return atelier.ReasonRuntimeMissing
+	case e.exit != nil && e.exit.Code == exitScript:
+		return atelier.ReasonScriptFailed
 	case e.exit != nil && e.exit.Code == exitGolden:
 		return atelier.ReasonGoldenFailed
 	case e.wasReady:
@@ -133,6 +146,8 @@ func (i *instance) remedy(why atelier.Why) string {
 	switch why.Reason() {
 	case atelier.ReasonInitFailed:
 		return log + "; register a model that the runtime can load."
+	case atelier.ReasonScriptFailed:
+		return log + "; correct the script or its environment, and register the model again."
 	case atelier.ReasonGoldenFailed:
 		return log + "; register a model, or golden inputs, that are right for this device."
 	case atelier.ReasonCrashLoop:

@@ -180,7 +180,8 @@ func printStatus(w io.Writer, s agent.Status) {
 			if t := slot.status; t != nil {
 				why := ""
 				if t.State() != atelier.Serving {
-					why = string(t.Why().Reason()) + ": " + t.Why().Message()
+					first, _, _ := strings.Cut(t.Why().Message(), "\n") // a script's output may follow
+					why = string(t.Why().Reason()) + ": " + first
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s:%d\t%s\t%d\t%s\n", m.Name, slot.name, t.Model, t.Version, t.State(), t.Restarts, why)
 			}

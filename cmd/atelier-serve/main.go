@@ -1,10 +1,11 @@
 // Command atelier-serve is the model server of one module: ONNX Runtime behind
-// Open Inference Protocol v2 and POST /score.
+// Open Inference Protocol v2 and POST /score, or a scoring script in Python.
 //
-// It exits with 65 where the model cannot be loaded and 69 where the runtime
-// cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), with 70 where the model does not
-// give what its golden inputs say (EX_SOFTWARE), the reason on the last line of its
-// standard error. On SIGTERM it finishes the requests that it has.
+// It exits with 65 where the model cannot be loaded, 69 where the runtime or the
+// interpreter cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), 70 where the model
+// does not give what its golden inputs say (EX_SOFTWARE), and 76 where a scoring
+// script fails (EX_PROTOCOL), the reason on the last line of its standard error. On
+// SIGTERM it finishes the requests that it has.
 package main
 
 import (
@@ -44,6 +45,7 @@ type config struct {
 	threads, concurrency                          int
 	spin                                          bool
 	maxBody                                       int64
+	script                                        scriptConfig
 }
 
 // exitError carries the exit code of a failure.
@@ -63,7 +65,11 @@ func main() {
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
-		err = run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		serve := run
+		if cfg.script.script != "" {
+			serve = runScript
+		}
+		err = serve(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, strings.ReplaceAll(err.Error(), "\n", " "))
@@ -89,10 +95,18 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
+	c.script.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
 	}
-	for name, value := range map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime} {
+	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
+	if c.script.script != "" {
+		if err := c.script.check(c.golden != ""); err != nil {
+			return c, &exitError{exitUsage, err}
+		}
+		needed = map[string]string{"--name": c.name}
+	}
+	for name, value := range needed {
 		if value == "" {
 			return c, &exitError{exitUsage, fmt.Errorf("%s is missing; see atelier-serve --help", name)}
 		}

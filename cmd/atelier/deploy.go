@@ -271,7 +271,7 @@ func standingLine(s atelier.Standing, fetched, size int64) string {
 	case passing:
 		return string(s.State())
 	}
-	return fmt.Sprintf("%s, %s: %s", s.State(), s.Why().Reason(), s.Why().Message())
+	return fmt.Sprintf("%s, %s: %s", s.State(), s.Why().Reason(), firstLine(s.Why().Message()))
 }
 
 func (g goal) notReached(code atelier.Code, statuses []atelier.DeviceStatus) *atelier.Error {

@@ -183,7 +183,7 @@ func deviceTable(d atelier.Device) table {
 	for _, c := range d.Conditions {
 		state := "yes"
 		if !c.True() {
-			state = fmt.Sprintf("no, %s: %s", c.Why().Reason(), c.Why().Message())
+			state = fmt.Sprintf("no, %s: %s", c.Why().Reason(), firstLine(c.Why().Message()))
 		}
 		t.add(c.Type()+":", state)
 	}
@@ -282,7 +282,10 @@ func (a *app) whyCommand() *cobra.Command {
 			}
 			_, _ = fmt.Fprintf(a.out, headline, args[0])
 			for _, f := range w.Findings {
-				_, _ = fmt.Fprintf(a.out, "\n  %s: %s\n    %s\n", printable(f.Subject), f.Why.Reason(), printable(f.Why.Message()))
+				_, _ = fmt.Fprintf(a.out, "\n  %s: %s\n", printable(f.Subject), f.Why.Reason())
+				for line := range strings.SplitSeq(f.Why.Message(), "\n") {
+					_, _ = fmt.Fprintf(a.out, "    %s\n", printable(line))
+				}
 				if f.Why.Remedy() != "" {
 					_, _ = fmt.Fprintf(a.out, "    → %s\n", printable(f.Why.Remedy()))
 				}

@@ -117,6 +117,12 @@ func printable(s string) string {
 	}, s)
 }
 
+// firstLine returns the first line of a message; a script's output may follow it.
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
 // say tells people something besides the answer, on standard error, so that
 // standard output stays what was asked for.
 func (a *app) say(format string, args ...any) {

@@ -64,6 +64,7 @@ func Hold(dir string, ready func()) error {
 	if !free {
 		return atelier.Errorf(atelier.Conflict, "module %s is held by another shim already", spec.ID)
 	}
+	adopt()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, signalStop, signalKill, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
@@ -158,9 +159,14 @@ func (h *hold) wait(signals <-chan os.Signal) *targets.Exit {
 		defer ticker.Stop()
 		memory = ticker.C
 	}
+	children := make(chan os.Signal, 1) // one stands for all that ended
+	signal.Notify(children, syscall.SIGCHLD)
+	defer signal.Stop(children)
 	outOfMemory := false
 	for running := true; running; {
 		select {
+		case <-children:
+			bury(h.cmd.Process.Pid)
 		case s := <-signals:
 			if s == signalKill {
 				h.killed = true
@@ -179,6 +185,7 @@ func (h *hold) wait(signals <-chan os.Signal) *targets.Exit {
 	}
 	h.signal(syscall.SIGKILL) // helpers that it left behind
 	_ = h.cmd.Wait()          // its error only repeats the ProcessState
+	killOrphans()             // those that left the group
 	_ = h.output.SetReadDeadline(time.Now().Add(drainTime))
 	<-h.drained
 	_ = h.output.Close()

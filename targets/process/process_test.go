@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -175,4 +177,66 @@ func TestShimIsSmall(t *testing.T) {
 	if err := target.Stop(t.Context(), "m", time.Second); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What a module started ends with it, also what left its group, and what has
+// ended before is not kept.
+func TestOrphans(t *testing.T) {
+	t.Parallel()
+	dir, work := t.TempDir(), t.TempDir()
+	target := newTarget(t, dir)
+	script := `for i in 1 2 3; do (setsid sleep 0.01 &); done; (setsid sleep 1000 & echo $! >one); sh -c 'setsid sleep 1000 & echo $! >two; mv two pids'; cat one >>pids; sleep 1000`
+	spec := targets.Spec{ID: "m", Command: []string{"/bin/sh", "-c", script}, Dir: work, Log: filepath.Join(work, "log")}
+	if err := target.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	pids := func() (pids []int) {
+		text, err := os.ReadFile(filepath.Join(work, "pids"))
+		for _, word := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		if err != nil {
+			return nil
+		}
+		return pids
+	}
+	wait := func(what string, holds func() bool) {
+		for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("it never came that %s", what)
+			}
+		}
+	}
+	wait("the module has started others", func() bool { return len(pids()) == 2 })
+	left := pids()
+	shim, err := instance(filepath.Join(dir, "m")).holder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait("only those that run are the shim's", func() bool { return children(t, shim) == 3 })
+	if err := target.Stop(t.Context(), "m", time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range left {
+		wait("an orphan is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+	}
+}
+
+// children counts the children of a process, those that ended included.
+func children(t *testing.T, pid int) (n int) {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range tasks {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // the thread has ended
+		}
+		n += len(strings.Fields(string(text)))
+	}
+	return n
 }
