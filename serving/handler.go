@@ -80,7 +80,16 @@ func (h *Handler) unknown(w http.ResponseWriter, r *http.Request) {
 
 // fail answers with an error.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	a := h.failed(r.URL.Path, err)
+	h.answer(w, h.failed(r.URL.Path, err))
+}
+
+func (h *Handler) answer(w http.ResponseWriter, a Answer) {
+	if a.HeaderLength > 0 {
+		w.Header().Set(HeaderLength, strconv.Itoa(a.HeaderLength))
+	}
+	if a.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(a.RetryAfter))
+	}
 	h.send(w, a.Status, a.ContentType, a.Body)
 }
 
@@ -177,11 +186,7 @@ func (h *Handler) withBody(w http.ResponseWriter, r *http.Request, answer func(b
 		return
 	}
 	defer free()
-	a := answer(body)
-	if a.HeaderLength > 0 {
-		w.Header().Set(HeaderLength, strconv.Itoa(a.HeaderLength))
-	}
-	h.send(w, a.Status, a.ContentType, a.Body)
+	h.answer(w, answer(body))
 }
 
 // bodies are buffers that requests share one after the other. Larger ones than

@@ -42,6 +42,7 @@ type config struct {
 	threads, concurrency                  int
 	spin                                  bool
 	maxBody                               int64
+	batching                              serving.Batching
 }
 
 // exitError carries the exit code of a failure.
@@ -85,6 +86,8 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
+	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
+	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
@@ -99,6 +102,12 @@ func parse(args []string) (config, error) {
 	}
 	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
 		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
+	}
+	if c.batching.MaxRows < 1 || c.batching.MaxDelay < 0 {
+		return c, &exitError{exitUsage, errors.New("--max-batch must be positive, --max-delay must not be negative")}
+	}
+	if c.batching.MaxRows == 1 && c.batching.MaxDelay > 0 {
+		return c, &exitError{exitUsage, errors.New("--max-delay is of no use without --max-batch")}
 	}
 	return c, nil
 }
@@ -142,7 +151,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		// Freeing the model under a request would crash; the end of the process frees it.
 		return errors.Join(failed, fmt.Errorf("requests were still in progress after %v: %w", drainTime, err))
 	}
-	return errors.Join(failed, model.Engine.Close())
+	return errors.Join(failed, model.Close())
 }
 
 // listen opens address. A socket that a former process left behind is taken over;
