@@ -58,7 +58,13 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 func (h *Handler) SetReady(m *Model) { h.model.Store(m) }
 
 // ServeHTTP implements http.Handler.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if isGRPC(r) {
+		h.serveGRPC(w, r)
+		return
+	}
+	h.mux.ServeHTTP(w, r)
+}
 
 // everythingElse is the pattern of what nothing more specific answers.
 const everythingElse = "/"
@@ -129,13 +135,22 @@ func (h *Handler) ready(w http.ResponseWriter, _ *http.Request) {
 
 // named returns the model that the path names, if it is this one and ready.
 func (h *Handler) named(r *http.Request) (*Model, error) {
-	if name := r.PathValue("model"); name != h.name {
-		return nil, atelier.Errorf(atelier.NotFound, "model %.80q is not served here, %q is", name, h.name)
-	}
-	if version := r.PathValue("version"); version != "" && version != h.version {
-		return nil, atelier.Errorf(atelier.NotFound, "version %.80q of model %q is not served here, %s is", version, h.name, h.version)
+	if err := h.isThis(r.PathValue("model"), r.PathValue("version")); err != nil {
+		return nil, err
 	}
 	return h.loaded()
+}
+
+// isThis checks that the model that is asked for, and its version where one is
+// named, is the one that is served here.
+func (h *Handler) isThis(name, version string) error {
+	if name != h.name {
+		return atelier.Errorf(atelier.NotFound, "model %.80q is not served here, %q is", name, h.name)
+	}
+	if version != "" && version != h.version {
+		return atelier.Errorf(atelier.NotFound, "version %.80q of model %q is not served here, %s is", version, h.name, h.version)
+	}
+	return nil
 }
 
 func (h *Handler) loaded() (*Model, error) {
