@@ -18,7 +18,8 @@ import (
 // told otherwise, in bytes.
 const DefaultMaxBody = 64 << 20
 
-// Handler answers HTTP for one model: Open Inference Protocol v2 and POST /score.
+// Handler answers HTTP for one model: Open Inference Protocol v2 over REST and gRPC,
+// POST /score, and POST /invocations as MLflow's scoring server does.
 // Until SetReady it is alive but not ready.
 //
 // Errors are {"error", "code", "field", "remedy"}; Open Inference Protocol asks for
@@ -45,6 +46,9 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 	h.mux.HandleFunc("GET /v2/health/live", h.live)
 	h.mux.HandleFunc("GET /v2/health/ready", h.ready)
 	h.mux.HandleFunc("POST /score", h.score)
+	h.mux.HandleFunc("POST /invocations", h.invocations)
+	h.mux.HandleFunc("GET /ping", h.ping)
+	h.mux.HandleFunc("GET /version", h.versionText)
 	h.mux.HandleFunc(everythingElse, h.unknown)
 	for _, base := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		h.mux.HandleFunc("GET "+base, h.metadata)
@@ -81,7 +85,7 @@ func (h *Handler) unknown(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	h.fail(w, r, atelier.Errorf(atelier.NotFound, "there is nothing at %.200s", r.URL.Path).
-		WithRemedy("Use /v2, /v2/models/%s, /v2/models/%s/infer or /score.", h.name, h.name))
+		WithRemedy("Use /v2, /v2/models/%s, /v2/models/%s/infer, /score or /invocations.", h.name, h.name))
 }
 
 // fail answers with an error.
