@@ -14,7 +14,7 @@ import (
 func TestOtherPeoplesClients(t *testing.T) {
 	t.Parallel()
 	python := repository + "/.cache/venv/bin/python"
-	if err := exec.Command(python, "-c", "import tritonclient.grpc, mlflow.pyfunc.scoring_server.client").Run(); err != nil {
+	if err := exec.Command(python, "-c", "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ('tritonclient.grpc', 'mlflow.pyfunc', 'pandas', 'scipy'))))").Run(); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("the clients are not installed: %v", err)
 		}

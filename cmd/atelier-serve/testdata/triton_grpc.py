@@ -50,8 +50,11 @@ tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
 tensor.contents.fp32_contents.extend([1, 2, 3, 4])
 answer = stub.ModelInfer(request)
 assert [list(o.contents.fp32_contents) for o in answer.outputs] == [[3, 5, 7, 9], [-1, -2, -3, -4]], answer
+large = service_pb2.ModelInferRequest(model_name="m")
+large.inputs.add(name="x", datatype="FP32", shape=[1000, 4]).contents.fp32_contents.extend([0] * 4000)
+assert list(stub.ModelInfer(large).outputs[0].contents.fp32_contents) == [1] * 4000
 try:
-    stub.ModelInfer(request, compression=grpc.Compression.Gzip)
+    stub.ModelInfer(large, compression=grpc.Compression.Gzip)
     raise SystemExit("a compressed message was accepted")
 except grpc.RpcError as e:
     assert e.code() == grpc.StatusCode.UNIMPLEMENTED, e
