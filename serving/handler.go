@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/grpc"
 )
 
 // DefaultMaxBody is the largest request body that a Handler takes when it is not
@@ -63,7 +64,7 @@ func (h *Handler) SetReady(m *Model) { h.model.Store(m) }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if isGRPC(r) {
+	if grpc.Is(r) {
 		h.serveGRPC(w, r)
 		return
 	}
