@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -37,12 +36,11 @@ const (
 // http2 is the server of connections with HTTP/2. It is made when the first comes.
 type http2 struct {
 	once   sync.Once
-	server *http.Server
+	server *http.Server // nil before, and where the gateway ends first
 	conns  chan net.Conn
 	closed chan struct{}
-	served chan struct{} // closed when the server has ended
 	stop   sync.Once
-	began  atomic.Bool
+	served chan struct{} // closed when the server has ended
 }
 
 // Accept, Close and Addr make a net.Listener of it.
@@ -78,13 +76,13 @@ func (h *http2) begin(g *Gateway) {
 			defer close(h.served)
 			_ = h.server.Serve(h) // it ends when the listener is closed, which is no failure
 		}()
-		h.began.Store(true)
 	})
 }
 
 // end lets the calls in progress end within d.
 func (h *http2) end(d time.Duration) {
-	if !h.began.Load() {
+	h.once.Do(func() {}) // none begins any more
+	if h.server == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), d)
@@ -114,6 +112,9 @@ func (c *handedConn) Close() error {
 // serveHTTP2 serves the client with HTTP/2 until its connection ends.
 func (c *client) serveHTTP2() {
 	c.g.http2.begin(c.g)
+	if c.g.http2.server == nil {
+		return // the gateway ends
+	}
 	c.conn.MayRead()
 	conn := &handedConn{Conn: c.conn.Conn, r: c.r, closed: make(chan struct{})}
 	select {
