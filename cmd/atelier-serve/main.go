@@ -1,5 +1,5 @@
 // Command atelier-serve is the model server of one module: ONNX Runtime behind
-// Open Inference Protocol v2 and POST /score.
+// Open Inference Protocol v2 (REST and gRPC), POST /score and MLflow's POST /invocations.
 //
 // It exits with 65 where the model cannot be loaded and 69 where the runtime
 // cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), the reason on the last line of
