@@ -27,6 +27,10 @@ type DesiredState struct {
 // FeatureStage is what agents list in Facts.Features that act on DesiredState.Staged.
 const FeatureStage = "stage"
 
+// FeatureGolden is what agents list in Facts.Features that let a model prove itself
+// on its golden inputs before it takes traffic; others would skip that.
+const FeatureGolden = "golden"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`

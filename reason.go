@@ -24,6 +24,7 @@ const (
 	ReasonPortInUse          Reason = "PortInUse"
 	ReasonStartFailed        Reason = "StartFailed"
 	ReasonInitFailed         Reason = "InitFailed"
+	ReasonGoldenFailed       Reason = "GoldenFailed"
 	ReasonProbeFailed        Reason = "ProbeFailed"
 	ReasonCrashed            Reason = "Crashed"
 	ReasonCrashLoop          Reason = "CrashLoop"
@@ -76,6 +77,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonPortInUse:          {"The address that the gateway should listen on is taken by another program.", "Change gateway.listen in the agent's configuration, or stop the other program."},
 	ReasonStartFailed:        {"The module's process could not be started.", "Read the message and the module's log with 'atelier device logs'."},
 	ReasonInitFailed:         {"The module started but could not load its model.", "Read the message and the module's log with 'atelier device logs'."},
+	ReasonGoldenFailed:       {"On this device the model does not give what its golden inputs say, or takes longer than they allow; it takes no traffic.", "Compare the message with the version's golden.json; register a model that is right, or golden inputs with a tolerance that fits."},
 	ReasonProbeFailed:        {"The module runs but does not answer its health probe.", "Read the module's log with 'atelier device logs'."},
 	ReasonCrashed:            {"The module ended by itself; the agent starts it again.", "Read the module's log with 'atelier device logs' if it repeats."},
 	ReasonCrashLoop:          {"The module keeps ending; the agent waits longer before each new start.", "Read the module's log with 'atelier device logs', and deploy a version that works."},

@@ -124,16 +124,19 @@ func (i *instance) link(f atelier.File, path string) error {
 // atelier-serve's command line.
 func (i *instance) spec() targets.Spec {
 	m, dir, socket := &i.module, i.dir(), i.runner.socket(i.module.Rollout)
+	command := []string{
+		filepath.Join(i.runner.opts.Programs, "atelier-serve"),
+		"--name", m.Model.Name,
+		"--version", strconv.Itoa(m.Model.Version),
+		"--model", filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry)),
+		"--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)),
+		"--listen", "unix:" + socket,
+	}
+	if m.Model.Variant.HasGolden() {
+		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
+	}
 	return targets.Spec{
-		ID: i.id,
-		Command: []string{
-			filepath.Join(i.runner.opts.Programs, "atelier-serve"),
-			"--name", m.Model.Name,
-			"--version", strconv.Itoa(m.Model.Version),
-			"--model", filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry)),
-			"--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)),
-			"--listen", "unix:" + socket,
-		},
+		ID: i.id, Command: command,
 		Dir: dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
 	}
 }

@@ -11,11 +11,12 @@ import (
 	"github.com/atelier-edge/atelier/targets"
 )
 
-// The exit codes with which atelier-serve says what it could not load; see
-// docs/architecture.md.
+// The exit codes with which atelier-serve says what it could not load, and that its
+// model gives other outputs than it should; see docs/architecture.md.
 const (
 	exitModel   = 65
 	exitRuntime = 69
+	exitGolden  = 70
 )
 
 // crashes is how many failures in a row make a crash loop.
@@ -68,6 +69,8 @@ func (e *exitError) Error() string {
 		text = "its model cannot be loaded"
 	case e.exit.Code == exitRuntime:
 		text = "its runtime cannot be loaded"
+	case e.exit.Code == exitGolden:
+		text = "its model does not pass its golden inputs"
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
 		text += ": " + strings.ToValidUTF8(line[:min(len(line), maxLine)], "")
@@ -83,6 +86,8 @@ func (e *exitError) reason() atelier.Reason {
 		return atelier.ReasonInitFailed
 	case e.exit != nil && e.exit.Code == exitRuntime:
 		return atelier.ReasonRuntimeMissing
+	case e.exit != nil && e.exit.Code == exitGolden:
+		return atelier.ReasonGoldenFailed
 	case e.wasReady:
 		return atelier.ReasonCrashed
 	}
@@ -128,6 +133,8 @@ func (i *instance) remedy(why atelier.Why) string {
 	switch why.Reason() {
 	case atelier.ReasonInitFailed:
 		return log + "; register a model that the runtime can load."
+	case atelier.ReasonGoldenFailed:
+		return log + "; register a model, or golden inputs, that are right for this device."
 	case atelier.ReasonCrashLoop:
 		return log + ", and deploy a version that works."
 	case atelier.ReasonStartFailed, atelier.ReasonCrashed, atelier.ReasonProbeFailed:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"runtime"
 	"time"
 
@@ -42,6 +43,9 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 			return nil, err
 		}
 	}
+	if err := prove(ctx, c, model, log); err != nil {
+		return nil, errors.Join(err, model.Close())
+	}
 	if err := model.Batch(ctx, c.batching, func(why string) { log.Warn("requests run one by one from now on", "why", why) }); err != nil {
 		if atelier.CodeOf(err) != atelier.Unsupported {
 			return nil, errors.Join(err, model.Close())
@@ -50,6 +54,28 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 	}
 	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
 	return model, nil
+}
+
+// prove runs the model's golden inputs, where it has any.
+func prove(ctx context.Context, c config, model *serving.Model, log *slog.Logger) error {
+	if c.golden == "" {
+		return nil
+	}
+	b, err := os.ReadFile(c.golden)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	golden, err := atelier.ParseGolden(b)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	begin := time.Now()
+	median, err := model.Prove(ctx, golden)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	log.Info("passed its golden inputs", "cases", len(golden.Cases), "took", time.Since(begin), "median", median)
+	return nil
 }
 
 // open loads the model and warms it. It returns how long an inference of zeros

@@ -2,8 +2,9 @@
 // Open Inference Protocol v2 (REST and gRPC), POST /score and MLflow's POST /invocations.
 //
 // It exits with 65 where the model cannot be loaded and 69 where the runtime
-// cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), the reason on the last line of
-// its standard error. On SIGTERM it finishes the requests that it has.
+// cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), with 70 where the model does not
+// give what its golden inputs say (EX_SOFTWARE), the reason on the last line of its
+// standard error. On SIGTERM it finishes the requests that it has.
 package main
 
 import (
@@ -29,6 +30,7 @@ const (
 	exitUsage   = 2
 	exitModel   = 65
 	exitRuntime = 69
+	exitGolden  = 70
 )
 
 // version is set by the build.
@@ -38,11 +40,11 @@ var version = "dev"
 const drainTime = 30 * time.Second
 
 type config struct {
-	name, version, model, runtime, listen string
-	threads, concurrency                  int
-	spin                                  bool
-	maxBody                               int64
-	batching                              serving.Batching
+	name, version, model, runtime, listen, golden string
+	threads, concurrency                          int
+	spin                                          bool
+	maxBody                                       int64
+	batching                                      serving.Batching
 }
 
 // exitError carries the exit code of a failure.
@@ -82,6 +84,7 @@ func parse(args []string) (config, error) {
 	flags.StringVar(&c.version, "version", "1", "the model's version, a `NUMBER`")
 	flags.StringVar(&c.model, "model", "", "the ONNX `FILE`")
 	flags.StringVar(&c.runtime, "runtime", "", "ONNX Runtime's shared library, a `FILE`")
+	flags.StringVar(&c.golden, "golden", "", "golden inputs that the model must pass before it is ready, a `FILE`")
 	flags.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`ADDRESS` to answer on: host:port, or unix:PATH")
 	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")

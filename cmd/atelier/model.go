@@ -23,7 +23,7 @@ func (a *app) modelCommand() *cobra.Command {
 		a.modelRegister(), a.modelList(), a.modelShow(), a.modelDownload(), a.modelTag(),
 		a.modelArchive("archive", "Hide a version from 'latest' and from new deployments", true),
 		a.modelArchive("unarchive", "Take a version out of the archive", false),
-		a.modelDelete())
+		a.modelGolden(), a.modelDelete())
 }
 
 // splitVersion takes "digits:2" apart; "" is the version where there is none.
@@ -225,7 +225,8 @@ func (a *app) modelRegister() *cobra.Command {
 
 Files are uploaded once: content that the workspace holds already is not sent again. Inputs and outputs are read out of the
 ONNX file. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
-directory as well.`,
+directory as well. A file golden.json holds inputs with the outputs that the version must give on each device before it takes traffic
+('atelier model golden').`,
 		Example: `  atelier model register digits digits.onnx --description "first try" --tag team=vision
   atelier model register detector ./export/ --entry model.onnx`,
 		Args: between(2, -1),

@@ -85,7 +85,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key},
 		facts: atelier.Facts{
 			OS: "linux", Arch: "amd64", Targets: []string{"process"}, Gateway: "127.0.0.1:8600",
-			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureStage},
+			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeatureStage},
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{},
 	}

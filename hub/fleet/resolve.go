@@ -149,6 +149,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	if why != nil {
 		return m, why
 	}
+	if variant.HasGolden() && !slices.Contains(d.Facts.Features, atelier.FeatureGolden) {
+		return no(atelier.ReasonUnsupportedFeature, "Version %d of %s has golden inputs, and the agent on %s does not know how to run them.", dep.Version, dep.Model, d.Name)
+	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.
 	variant.Signature = nil

@@ -111,8 +111,10 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 		return v, err
 	}
 	v.Requires.Runtime = atelier.RuntimeONNX
-	v.Signature, err = r.readONNX(entry, v.Files)
-	return v, err
+	if v.Signature, err = r.readONNX(entry, v.Files); err != nil {
+		return v, err
+	}
+	return v, r.checkGolden(v.Files)
 }
 
 // entryOf returns the file that the engine loads: the one that was named, or the
