@@ -102,6 +102,14 @@ func BenchmarkBatching(b *testing.B) {
 				_, err = io.Copy(io.Discard, resp.Body)
 				return err
 			}
+			for range clients { // which then have their connections
+				wg.Go(func() {
+					if err := ask(); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
 			b.ResetTimer()
 			begin := time.Now()
 			for range clients {
