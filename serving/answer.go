@@ -14,12 +14,34 @@ import (
 // before binary tensors.
 const HeaderLength = "Inference-Header-Content-Length"
 
+// retryAfter is when a client that was turned away may try again, in seconds: the
+// queue is some runs of the model long, and seconds are the smallest that HTTP knows.
+const retryAfter = 1
+
 // Answer is the answer to one request, whatever carries it.
 type Answer struct {
 	Status       int
 	ContentType  string
 	HeaderLength int // what the field of this name says; 0 where there is none
-	Body         []byte
+	// RetryAfter is after how many seconds another attempt may do better; 0 where that
+	// is not for the server to say.
+	RetryAfter int
+	Body       []byte
+}
+
+// AppendFields appends the header fields that the answer has besides its type and
+// its length, each with the line's end.
+func (a *Answer) AppendFields(b []byte) []byte {
+	for _, f := range [...]struct {
+		name  string
+		value int
+	}{{HeaderLength, a.HeaderLength}, {"Retry-After", a.RetryAfter}} {
+		if f.value > 0 {
+			b = append(append(b, f.name...), ": "...)
+			b = append(strconv.AppendInt(b, int64(f.value), 10), "\r\n"...)
+		}
+	}
+	return b
 }
 
 // Infer answers an inference of Open Inference Protocol v2. headerLength is what
@@ -109,5 +131,9 @@ func (h *Handler) failed(path string, err error) Answer {
 	if err != nil { // of strings: it does not happen
 		text = []byte(`{"error":"the answer cannot be encoded","code":"internal"}`)
 	}
-	return Answer{Status: code.HTTPStatus(), ContentType: "application/json", Body: text}
+	a := Answer{Status: code.HTTPStatus(), ContentType: "application/json", Body: text}
+	if code == atelier.Exhausted || code == atelier.Unavailable {
+		a.RetryAfter = retryAfter
+	}
+	return a
 }

@@ -12,13 +12,15 @@ import (
 	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/grpc"
 )
 
 // DefaultMaxBody is the largest request body that a Handler takes when it is not
 // told otherwise, in bytes.
 const DefaultMaxBody = 64 << 20
 
-// Handler answers HTTP for one model: Open Inference Protocol v2 and POST /score.
+// Handler answers HTTP for one model: Open Inference Protocol v2 over REST and gRPC,
+// POST /score, and POST /invocations as MLflow's scoring server does.
 // Until SetReady it is alive but not ready.
 //
 // Errors are {"error", "code", "field", "remedy"}; Open Inference Protocol asks for
@@ -45,6 +47,9 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 	h.mux.HandleFunc("GET /v2/health/live", h.live)
 	h.mux.HandleFunc("GET /v2/health/ready", h.ready)
 	h.mux.HandleFunc("POST /score", h.score)
+	h.mux.HandleFunc("POST /invocations", h.invocations)
+	h.mux.HandleFunc("GET /ping", h.ping)
+	h.mux.HandleFunc("GET /version", h.versionText)
 	h.mux.HandleFunc(everythingElse, h.unknown)
 	for _, base := range []string{"/v2/models/{model}", "/v2/models/{model}/versions/{version}"} {
 		h.mux.HandleFunc("GET "+base, h.metadata)
@@ -58,7 +63,13 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 func (h *Handler) SetReady(m *Model) { h.model.Store(m) }
 
 // ServeHTTP implements http.Handler.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if grpc.Is(r) {
+		h.serveGRPC(w, r)
+		return
+	}
+	h.mux.ServeHTTP(w, r)
+}
 
 // everythingElse is the pattern of what nothing more specific answers.
 const everythingElse = "/"
@@ -75,12 +86,21 @@ func (h *Handler) unknown(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	h.fail(w, r, atelier.Errorf(atelier.NotFound, "there is nothing at %.200s", r.URL.Path).
-		WithRemedy("Use /v2, /v2/models/%s, /v2/models/%s/infer or /score.", h.name, h.name))
+		WithRemedy("Use /v2, /v2/models/%s, /v2/models/%s/infer, /score or /invocations.", h.name, h.name))
 }
 
 // fail answers with an error.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	a := h.failed(r.URL.Path, err)
+	h.answer(w, h.failed(r.URL.Path, err))
+}
+
+func (h *Handler) answer(w http.ResponseWriter, a Answer) {
+	if a.HeaderLength > 0 {
+		w.Header().Set(HeaderLength, strconv.Itoa(a.HeaderLength))
+	}
+	if a.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(a.RetryAfter))
+	}
 	h.send(w, a.Status, a.ContentType, a.Body)
 }
 
@@ -120,13 +140,22 @@ func (h *Handler) ready(w http.ResponseWriter, _ *http.Request) {
 
 // named returns the model that the path names, if it is this one and ready.
 func (h *Handler) named(r *http.Request) (*Model, error) {
-	if name := r.PathValue("model"); name != h.name {
-		return nil, atelier.Errorf(atelier.NotFound, "model %.80q is not served here, %q is", name, h.name)
-	}
-	if version := r.PathValue("version"); version != "" && version != h.version {
-		return nil, atelier.Errorf(atelier.NotFound, "version %.80q of model %q is not served here, %s is", version, h.name, h.version)
+	if err := h.isThis(r.PathValue("model"), r.PathValue("version")); err != nil {
+		return nil, err
 	}
 	return h.loaded()
+}
+
+// isThis checks that the model that is asked for, and its version where one is
+// named, is the one that is served here.
+func (h *Handler) isThis(name, version string) error {
+	if name != h.name {
+		return atelier.Errorf(atelier.NotFound, "model %.80q is not served here, %q is", name, h.name)
+	}
+	if version != "" && version != h.version {
+		return atelier.Errorf(atelier.NotFound, "version %.80q of model %q is not served here, %s is", version, h.name, h.version)
+	}
+	return nil
 }
 
 func (h *Handler) loaded() (*Model, error) {
@@ -177,11 +206,7 @@ func (h *Handler) withBody(w http.ResponseWriter, r *http.Request, answer func(b
 		return
 	}
 	defer free()
-	a := answer(body)
-	if a.HeaderLength > 0 {
-		w.Header().Set(HeaderLength, strconv.Itoa(a.HeaderLength))
-	}
-	h.send(w, a.Status, a.ContentType, a.Body)
+	h.answer(w, answer(body))
 }
 
 // bodies are buffers that requests share one after the other. Larger ones than

@@ -46,20 +46,8 @@ func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) 
 	for i := range req.Inputs {
 		in := &req.Inputs[i]
 		field := fmt.Sprintf("inputs[%d]", i)
-		at, err := m.input(in.Name, field+".name")
+		at, err := m.announced(in.Name, in.Datatype, in.Shape, came, field)
 		if err != nil {
-			return nil, nil, err
-		}
-		if came[at] {
-			return nil, nil, atelier.Errorf(atelier.Invalid, "input %q came twice", in.Name).WithField(field + ".name")
-		}
-		came[at] = true
-		spec := &specs[at]
-		if in.Datatype != spec.Type {
-			return nil, nil, atelier.Errorf(atelier.Invalid, "%s.datatype is %.20q for input %q, %s was expected", field, in.Datatype, in.Name, spec.Type).
-				WithField(field + ".datatype")
-		}
-		if err := checkShape(in.Shape, spec, field+".shape", field+".shape"); err != nil {
 			return nil, nil, err
 		}
 		if tensors[at], tail, err = decodeInput(in, tail, field); err != nil {
@@ -70,6 +58,25 @@ func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) 
 		return nil, nil, atelier.Errorf(atelier.Invalid, "%d bytes follow the tensors that the inputs' binary_data_size announce", len(tail))
 	}
 	return req, tensors, m.complete(came)
+}
+
+// announced checks the name, datatype and shape of an input against the model, and
+// that it came once. It returns which it is.
+func (m *Model) announced(name, datatype string, shape []int64, came []bool, field string) (int, error) {
+	at, err := m.input(name, field+".name")
+	if err != nil {
+		return 0, err
+	}
+	if came[at] {
+		return 0, atelier.Errorf(atelier.Invalid, "input %q came twice", name).WithField(field + ".name")
+	}
+	came[at] = true
+	spec := &m.Engine.Signature().Inputs[at]
+	if datatype != spec.Type {
+		return 0, atelier.Errorf(atelier.Invalid, "%s.datatype is %.20q for input %q, %s was expected", field, datatype, name, spec.Type).
+			WithField(field + ".datatype")
+	}
+	return at, checkShape(shape, spec, field+".shape", field+".shape")
 }
 
 // maxKeptHead is the largest JSON that is kept decoded.
@@ -132,16 +139,26 @@ func decodeInput(in *requestInput, tail []byte, field string) (Tensor, []byte, e
 	if size > int64(len(tail)) {
 		return bad(".parameters.binary_data_size", "is %d, only %d bytes are left in the body", size, len(tail))
 	}
-	data, tail := tail[:size], tail[size:]
-	n, _ := Elements(in.Shape)
-	t := Tensor{Type: typ, Shape: in.Shape, Data: data}
-	if typ != Bytes {
-		if size != n*typ.Size() {
-			return bad(".parameters.binary_data_size", "is %d, shape %v of %s needs %d bytes", size, in.Shape, typ, n*typ.Size())
-		}
-		return t, tail, nil
+	t, err := decodeBinary(typ, in.Shape, tail[:size], field, ".parameters.binary_data_size")
+	return t, tail[size:], err
+}
+
+// decodeBinary reads a tensor in the protocol's binary form. Its memory is data's,
+// but for strings. size is what of field tells how long data is, for errors.
+func decodeBinary(typ Datatype, shape []int64, data []byte, field, size string) (Tensor, error) {
+	bad := func(part, format string, args ...any) (Tensor, error) {
+		return Tensor{}, atelier.Errorf(atelier.Invalid, field+part+" "+format, args...).WithField(field + part)
 	}
-	t.Data, t.Strings = nil, make([]string, 0, min(n, size/4))
+	n, _ := Elements(shape)
+	t := Tensor{Type: typ, Shape: shape}
+	if typ != Bytes {
+		if int64(len(data)) != n*typ.Size() {
+			return bad(size, "is %d, shape %v of %s needs %d bytes", len(data), shape, typ, n*typ.Size())
+		}
+		t.Data = data
+		return t, nil
+	}
+	t.Strings = make([]string, 0, min(n, int64(len(data))/4))
 	for len(data) > 0 {
 		if len(data) < 4 || int64(binary.LittleEndian.Uint32(data)) > int64(len(data)-4) {
 			return bad("", "is torn: element %d is longer than what is left", len(t.Strings))
@@ -151,9 +168,9 @@ func decodeInput(in *requestInput, tail []byte, field string) (Tensor, []byte, e
 		data = data[end:]
 	}
 	if int64(len(t.Strings)) != n {
-		return bad("", "holds %d strings, shape %v needs %d", len(t.Strings), in.Shape, n)
+		return bad("", "holds %d strings, shape %v needs %d", len(t.Strings), shape, n)
 	}
-	return t, tail, nil
+	return t, nil
 }
 
 // wantedOutput is an output that is to be answered.

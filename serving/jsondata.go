@@ -321,7 +321,6 @@ func appendElement(b []byte, t *Tensor, i int64, field string) ([]byte, error) {
 		return quoted(b, s), nil
 	}
 	d := t.Data[i*t.Type.Size():]
-	var f float64
 	bits := 32
 	switch t.Type {
 	case Bool:
@@ -342,15 +341,10 @@ func appendElement(b []byte, t *Tensor, i int64, field string) ([]byte, error) {
 		return strconv.AppendInt(b, int64(int32(binary.LittleEndian.Uint32(d))), 10), nil
 	case Int64:
 		return strconv.AppendInt(b, int64(binary.LittleEndian.Uint64(d)), 10), nil
-	case FP16:
-		f = float64(fromHalf(binary.LittleEndian.Uint16(d)))
-	case BF16:
-		f = float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(d)) << 16))
-	case FP32:
-		f = float64(math.Float32frombits(binary.LittleEndian.Uint32(d)))
-	default:
-		f, bits = math.Float64frombits(binary.LittleEndian.Uint64(d)), 64
+	case FP64:
+		bits = 64
 	}
+	f := float(t, i)
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return nil, atelier.Errorf(atelier.Unsupported, "element %d of output %s is %v, which JSON cannot carry", i, field, f).
 			WithRemedy("Look at what the model makes of this input, or ask for this output with the parameter binary_data.").WithField(field)
@@ -360,6 +354,20 @@ func appendElement(b []byte, t *Tensor, i int64, field string) ([]byte, error) {
 		format = 'f'
 	}
 	return strconv.AppendFloat(b, f, format, -1, bits), nil
+}
+
+// float returns element i of a tensor of floats.
+func float(t *Tensor, i int64) float64 {
+	d := t.Data[i*t.Type.Size():]
+	switch t.Type {
+	case FP16:
+		return float64(fromHalf(binary.LittleEndian.Uint16(d)))
+	case BF16:
+		return float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(d)) << 16))
+	case FP32:
+		return float64(math.Float32frombits(binary.LittleEndian.Uint32(d)))
+	}
+	return math.Float64frombits(binary.LittleEndian.Uint64(d))
 }
 
 // toHalf rounds f to IEEE 754 binary16, to nearest even.

@@ -19,6 +19,7 @@ type Model struct {
 	slots chan struct{}
 	// waiting bounds those that wait for a slot besides.
 	waiting chan struct{}
+	batch   *batcher // nil where requests run one by one
 
 	head atomic.Pointer[keptHead]
 }
@@ -40,6 +41,9 @@ func NewModel(name, version string, e Engine, concurrency int) *Model {
 
 // infer runs the model when it is its turn.
 func (m *Model) infer(ctx context.Context, inputs []Tensor, outputs []int) ([]Tensor, error) {
+	if m.batch != nil {
+		return m.batch.infer(ctx, inputs, outputs)
+	}
 	if m.slots == nil {
 		return m.Engine.Infer(ctx, inputs, outputs)
 	}
@@ -47,16 +51,23 @@ func (m *Model) infer(ctx context.Context, inputs []Tensor, outputs []int) ([]Te
 	case m.waiting <- struct{}{}:
 		defer func() { <-m.waiting }()
 	default:
-		return nil, atelier.Errorf(atelier.Exhausted, "%d requests wait for model %s already", maxWaiting, m.Name).
-			WithRemedy("Send fewer requests at a time, or try again in a moment.")
+		return nil, tooMany(m.Name)
 	}
 	select {
 	case m.slots <- struct{}{}:
 		defer func() { <-m.slots }()
 	case <-ctx.Done():
-		return nil, atelier.Errorf(atelier.Timeout, "the request was given up before its turn came: %w", ctx.Err())
+		return nil, gaveUp(ctx)
 	}
 	return m.Engine.Infer(ctx, inputs, outputs)
+}
+
+// Close frees the engine once what runs has ended. No request may follow.
+func (m *Model) Close() error {
+	if m.batch != nil {
+		m.batch.runners.Wait() // also for what nobody waits for any more
+	}
+	return m.Engine.Close()
 }
 
 // Warm runs the model once on zeros, so that no client waits for what an engine

@@ -67,13 +67,19 @@ func (m *Model) score(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := []byte(`{"outputs":{`)
+	return m.appendOutputs([]byte(`{"outputs":`), outputs)
+}
+
+// appendOutputs appends all outputs by their names, and a brace.
+func (m *Model) appendOutputs(b []byte, outputs []Tensor) (_ []byte, err error) {
+	specs := m.Engine.Signature().Outputs
+	b = append(b, '{')
 	for i := range outputs {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(quoted(b, s.Outputs[i].Name), ':')
-		if b, err = appendNested(b, &outputs[i], s.Outputs[i].Name); err != nil {
+		b = append(quoted(b, specs[i].Name), ':')
+		if b, err = appendNested(b, &outputs[i], specs[i].Name); err != nil {
 			return nil, err
 		}
 	}

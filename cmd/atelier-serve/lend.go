@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/atelier-edge/atelier/serving"
@@ -39,11 +38,7 @@ func (l *lent) Answer(ctx context.Context, r *lending.Request) lending.Answer {
 	} else {
 		a = l.handler.Infer(ctx, field(r.Head, headerLength), r.Body)
 	}
-	answer := lending.Answer{Status: a.Status, ContentType: a.ContentType, Body: a.Body}
-	if a.HeaderLength > 0 {
-		answer.Fields = append(strconv.AppendInt([]byte(serving.HeaderLength+": "), int64(a.HeaderLength), 10), "\r\n"...)
-	}
-	return answer
+	return lending.Answer{Status: a.Status, ContentType: a.ContentType, Fields: a.AppendFields(nil), Body: a.Body}
 }
 
 var headerLength = strings.ToLower(serving.HeaderLength)

@@ -36,7 +36,7 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 	}
 	if threads == 0 && runtime.NumCPU() > 1 && inference > 0 && inference < quick && time.Since(begin) < unnoticed {
 		threads = 1
-		if err := model.Engine.Close(); err != nil {
+		if err := model.Close(); err != nil {
 			return nil, err
 		}
 		if model, inference, err = open(ctx, c, library, threads, log); err != nil {
@@ -44,7 +44,13 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		}
 	}
 	if err := prove(ctx, c, model, log); err != nil {
-		return nil, errors.Join(err, model.Engine.Close())
+		return nil, errors.Join(err, model.Close())
+	}
+	if err := model.Batch(ctx, c.batching, func(why string) { log.Warn("requests run one by one from now on", "why", why) }); err != nil {
+		if atelier.CodeOf(err) != atelier.Unsupported {
+			return nil, errors.Join(err, model.Close())
+		}
+		log.Warn("requests run one by one", "error", err)
 	}
 	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
 	return model, nil
@@ -85,6 +91,12 @@ func open(ctx context.Context, c config, library *onnxruntime.Library, threads i
 	concurrency := c.concurrency
 	if concurrency == 0 {
 		concurrency = 2 * runtime.NumCPU()
+		if c.batching.MaxRows > 1 { // more at a time would take rows from each other's batches
+			concurrency = 1
+			if threads > 0 {
+				concurrency = max(1, runtime.NumCPU()/threads)
+			}
+		}
 	}
 	model := serving.NewModel(c.name, c.version, engine, concurrency)
 	const times = 3 // the first is the cold one

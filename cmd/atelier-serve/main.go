@@ -1,5 +1,6 @@
 // Command atelier-serve is the model server of one module: ONNX Runtime behind
-// Open Inference Protocol v2 and POST /score, or a scoring script in Python.
+// Open Inference Protocol v2 (REST and gRPC), POST /score and MLflow's POST
+// /invocations, or a scoring script in Python.
 //
 // It exits with 65 where the model cannot be loaded, 69 where the runtime or the
 // interpreter cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), 70 where the model
@@ -46,6 +47,7 @@ type config struct {
 	spin                                          bool
 	maxBody                                       int64
 	script                                        scriptConfig
+	batching                                      serving.Batching
 }
 
 // exitError carries the exit code of a failure.
@@ -94,6 +96,8 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
+	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
+	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
 	c.script.flags(flags)
 	if err := flags.Parse(args); err != nil {
@@ -117,6 +121,12 @@ func parse(args []string) (config, error) {
 	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
 		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
 	}
+	if c.batching.MaxRows < 1 || c.batching.MaxDelay < 0 {
+		return c, &exitError{exitUsage, errors.New("--max-batch must be positive, --max-delay must not be negative")}
+	}
+	if c.batching.MaxRows == 1 && c.batching.MaxDelay > 0 {
+		return c, &exitError{exitUsage, errors.New("--max-delay is of no use without --max-batch")}
+	}
 	return c, nil
 }
 
@@ -131,6 +141,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}
+	// gRPC's clients begin with HTTP/2 at once.
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
@@ -159,7 +173,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		// Freeing the model under a request would crash; the end of the process frees it.
 		return errors.Join(failed, fmt.Errorf("requests were still in progress after %v: %w", drainTime, err))
 	}
-	return errors.Join(failed, model.Engine.Close())
+	return errors.Join(failed, model.Close())
 }
 
 // listen opens address. A socket that a former process left behind is taken over;

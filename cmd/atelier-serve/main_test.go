@@ -52,7 +52,7 @@ func setUp(m *testing.M) int {
 }
 
 // file writes a file into a directory whose path is short enough for sockets.
-func file(t *testing.T, name string, data []byte) string {
+func file(t testing.TB, name string, data []byte) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "s")
 	if err != nil {

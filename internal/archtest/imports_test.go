@@ -89,6 +89,8 @@ var bans = []ban{
 	{within: "cmd/atelier-agent", imports: "github.com/containerd", deep: true, why: "container clients are programs of their own"},
 	{within: "cmd/atelier-agent", imports: "github.com/ebitengine/purego", deep: true, why: "model engines are programs of their own"},
 	{within: "cmd/atelier-gateway", imports: "github.com/eclipse/paho.mqtt.golang", deep: true, why: "the gateway answers while everything else is away"},
+	{within: "cmd/atelier-gateway", imports: "google.golang.org/grpc", deep: true, why: "serving/grpc is all that is needed, for 6 MB less"},
+	{within: "cmd/atelier-serve", imports: "google.golang.org/grpc", deep: true, why: "serving/grpc is all that is needed, for 6 MB less"},
 	{within: "cmd/atelier-serve", imports: "github.com/eclipse/paho.mqtt.golang", deep: true, why: "the model server knows no MQTT"},
 }
 

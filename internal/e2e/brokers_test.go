@@ -168,7 +168,7 @@ func read(t testing.TB, path string) string {
 func python(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(root, ".cache", "venv", "bin", "python")
-	if err := exec.Command(path, "-c", "import tritonclient.http").Run(); err != nil {
+	if err := exec.Command(path, "-c", "import tritonclient.http, tritonclient.grpc").Run(); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("tritonclient is not installed: %v", err)
 		}

@@ -33,6 +33,15 @@ func TestOtherPeoplesClients(t *testing.T) {
 			t.Errorf("tritonclient says: %s", out)
 		}
 	})
+	t.Run("tritonclient over gRPC", func(t *testing.T) {
+		out, errOut, err := run(t.Context(), nil, triton, "testdata/triton_grpc.py", d.gateway, e.key, filepath.Join(root, "examples", "digits", "held-out.json"))
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, out, errOut)
+		}
+		if !strings.Contains(out, "gRPC 588 of 599") {
+			t.Errorf("tritonclient says: %s", out)
+		}
+	})
 	t.Run("promtool", func(t *testing.T) {
 		var token struct{ Secret string }
 		w.asked(&token, "token", "create", "dashboard", "--role", "viewer", "--for", "plant")

@@ -45,6 +45,16 @@ func Run(t *testing.T, open Open) {
 	t.Run("outputs", func(t *testing.T) { t.Parallel(); testOutputs(t, load(t, Affine(1))) })
 	t.Run("refusals", func(t *testing.T) { t.Parallel(); testRefusals(t, load(t, Affine(1))) })
 	t.Run("concurrency", func(t *testing.T) { t.Parallel(); testConcurrency(t, load(t, Affine(1))) })
+	t.Run("rows", func(t *testing.T) {
+		t.Parallel()
+		e := load(t, Perceptron(20, 30, 5))
+		if rows, ok := e.(serving.RowEngine); ok {
+			testRows(t, rows)
+			testBatching(t, e)
+		} else {
+			t.Log("the engine runs one request at a time")
+		}
+	})
 	t.Run("broken model", func(t *testing.T) {
 		t.Parallel()
 		for name, model := range map[string][]byte{

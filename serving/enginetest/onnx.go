@@ -2,6 +2,8 @@ package enginetest
 
 import (
 	"math"
+	"math/rand/v2"
+	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -25,7 +27,8 @@ type Node struct {
 type Graph struct {
 	Inputs, Outputs []atelier.TensorSpec
 	Nodes           []Node
-	Floats          map[string][]float32 // constants, vectors of FP32
+	Floats          map[string][]float32 // constants of FP32
+	Shapes          map[string][]int64   // of those constants that are no vectors
 }
 
 // ONNX encodes g as an ONNX file. The numbers of the fields are those of onnx.proto3.
@@ -47,7 +50,14 @@ func (g Graph) ONNX() []byte {
 		for _, v := range values {
 			raw = protowire.AppendFixed32(raw, math.Float32bits(v))
 		}
-		tensor := number(nil, 1, uint64(len(values)))
+		shape := g.Shapes[name]
+		if shape == nil {
+			shape = []int64{int64(len(values))}
+		}
+		var tensor []byte
+		for _, d := range shape {
+			tensor = number(tensor, 1, uint64(d))
+		}
 		tensor = number(tensor, 2, elementTypes[serving.FP32])
 		tensor = text(tensor, 8, name)
 		graph = message(graph, 5, message(tensor, 9, raw))
@@ -111,4 +121,42 @@ func Affine(offset float32) []byte {
 		},
 		Floats: map[string][]float32{"two": {2}, "offset": {offset}},
 	}.ONNX()
+}
+
+// Perceptron is a model with one FP32 input x of shape [-1, sizes[0]] and one output y
+// of shape [-1, the last of sizes]: each layer multiplies with a matrix, adds a vector and
+// drops what is negative. The weights are made of a fixed sequence.
+func Perceptron(sizes ...int64) []byte {
+	last := len(sizes) - 1
+	g := Graph{
+		Inputs:  []atelier.TensorSpec{{Name: "x", Type: string(serving.FP32), Shape: []int64{-1, sizes[0]}}},
+		Outputs: []atelier.TensorSpec{{Name: "y", Type: string(serving.FP32), Shape: []int64{-1, sizes[last]}}},
+		Floats:  map[string][]float32{}, Shapes: map[string][]int64{},
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	weights := func(name string, shape ...int64) {
+		n, scale := int64(1), 2/math.Sqrt(float64(shape[0]))
+		for _, d := range shape {
+			n *= d
+		}
+		values := make([]float32, n)
+		for i := range values {
+			values[i] = float32((r.Float64() - 0.5) * 2 * scale)
+		}
+		g.Floats[name], g.Shapes[name] = values, shape
+	}
+	before := "x"
+	for i := range last {
+		n := strconv.Itoa(i)
+		weights("w"+n, sizes[i], sizes[i+1])
+		weights("b"+n, sizes[i+1])
+		after := "h" + n
+		if i == last-1 {
+			after = "y"
+		}
+		g.Nodes = append(g.Nodes, Node{"MatMul", []string{before, "w" + n}, []string{"m" + n}}, Node{"Add", []string{"m" + n, "b" + n}, []string{"a" + n}},
+			Node{"Relu", []string{"a" + n}, []string{after}})
+		before = after
+	}
+	return g.ONNX()
 }

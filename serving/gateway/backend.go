@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ type backend struct {
 	mu   sync.Mutex
 	idle []*backendConn // the one that was used last comes last
 	gone bool           // no route leads here any more
+	// transport is for calls of gRPC, nil until the first.
+	transport *http.Transport
 
 	lends lends
 }
@@ -98,6 +101,9 @@ func (b *backend) depart() {
 		_ = c.Close() // nothing is lost with it
 	}
 	b.idle = nil
+	if b.transport != nil {
+		b.transport.CloseIdleConnections()
+	}
 }
 
 // stay undoes depart: a newer table leads here again.

@@ -112,6 +112,10 @@ func (c *client) next() bool {
 	case err != nil:
 		return false
 	}
+	if isPreface(head) {
+		c.serveHTTP2()
+		return false
+	}
 	c.rawHead = append(c.rawHead[:0], head...)
 	_, _ = c.r.Discard(len(head)) // it is in the buffer
 	if err := http1.ParseRequest(c.rawHead, &c.req); err != nil {

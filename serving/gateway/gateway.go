@@ -94,6 +94,8 @@ type Gateway struct {
 	conns     map[*client]struct{}
 	draining  bool
 	clients   sync.WaitGroup
+
+	http2 http2
 }
 
 // New makes a gateway with the table that is saved in its state directory. A
@@ -232,7 +234,8 @@ func (g *Gateway) drain() {
 	}
 	g.mu.Unlock()
 	done := make(chan struct{})
-	go func() {
+	go func() { // ends with the last client
+		g.http2.end(g.opts.Times.Drain)
 		g.clients.Wait()
 		close(done)
 	}()

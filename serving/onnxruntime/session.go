@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -39,7 +40,7 @@ type Model struct {
 	closed bool
 }
 
-var _ serving.Engine = (*Model)(nil)
+var _ serving.RowEngine = (*Model)(nil)
 
 // port is an input or output, with its name as the library wants it.
 type port struct {
@@ -211,13 +212,22 @@ func (m *Model) Close() error {
 
 // Infer implements serving.Engine.
 func (m *Model) Infer(ctx context.Context, inputs []serving.Tensor, outputs []int) ([]serving.Tensor, error) {
+	return m.InferRows(ctx, [][]serving.Tensor{inputs}, outputs)
+}
+
+// InferRows implements serving.RowEngine. The rows are put together where the
+// library wants to have them, so that they are copied no more often than those of
+// one request.
+func (m *Model) InferRows(ctx context.Context, parts [][]serving.Tensor, outputs []int) ([]serving.Tensor, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if m.closed {
 		return nil, atelier.Errorf(atelier.Unavailable, "the model is closed")
 	}
-	if len(inputs) != len(m.inputs) {
-		return nil, atelier.Errorf(atelier.Invalid, "%d inputs came, %d were expected", len(inputs), len(m.inputs)).WithField("inputs")
+	for _, inputs := range parts {
+		if len(inputs) != len(m.inputs) {
+			return nil, atelier.Errorf(atelier.Invalid, "%d inputs came, %d were expected", len(inputs), len(m.inputs)).WithField("inputs")
+		}
 	}
 	for _, o := range outputs {
 		if o < 0 || o >= len(m.outputs) {
@@ -230,25 +240,25 @@ func (m *Model) Infer(ctx context.Context, inputs []serving.Tensor, outputs []in
 	if err := ctx.Err(); err != nil {
 		return nil, gaveUp(err)
 	}
-	values := make([]handle, len(inputs), len(inputs)+len(outputs))
+	values := make([]handle, len(m.inputs), len(m.inputs)+len(outputs))
 	defer func() {
 		for _, v := range values {
 			m.lib.release(fnReleaseValue, v)
 		}
 	}()
-	for i := range inputs {
-		v, err := m.value(&m.inputs[i], &inputs[i], m.signature.Inputs[i].Name)
+	for i := range m.inputs {
+		v, err := m.value(parts, i)
 		if err != nil {
 			return nil, err
 		}
 		values[i] = v
 	}
-	values = values[:len(inputs)+len(outputs)] // the tail is zero: the library makes those tensors
-	if err := m.run(ctx, values[:len(inputs)], outputs, values[len(inputs):]); err != nil {
+	values = values[:len(m.inputs)+len(outputs)] // the tail is zero: the library makes those tensors
+	if err := m.run(ctx, values[:len(m.inputs)], outputs, values[len(m.inputs):]); err != nil {
 		return nil, err
 	}
 	results := make([]serving.Tensor, len(outputs))
-	for i, v := range values[len(inputs):] {
+	for i, v := range values[len(m.inputs):] {
 		t, err := m.lib.read(v)
 		if err != nil {
 			return nil, err
@@ -309,26 +319,33 @@ func (m *Model) run(ctx context.Context, inputs []handle, outputs []int, results
 	return atelier.Errorf(atelier.Internal, "the model failed: %w", err)
 }
 
-// value makes an OrtValue with t's elements. The library's memory is aligned as its
-// kernels like it; t's may begin anywhere in a request's body.
-func (m *Model) value(p *port, t *serving.Tensor, name string) (handle, error) {
+// value makes an OrtValue with the elements of input i of all parts. The library's
+// memory is aligned as its kernels like it; those of a part may begin anywhere in a
+// request's body.
+func (m *Model) value(parts [][]serving.Tensor, i int) (handle, error) {
+	p, name := &m.inputs[i], m.signature.Inputs[i].Name
 	bad := func(format string, args ...any) (handle, error) {
 		return 0, atelier.Errorf(atelier.Invalid, "input %s %s", name, fmt.Sprintf(format, args...)).WithField("inputs")
 	}
-	n, ok := serving.Elements(t.Shape)
-	switch {
-	case !ok:
-		return bad("has a shape %v that no tensor can have", t.Shape)
-	case t.Type != p.typ:
-		return bad("has datatype %s, %s was expected", t.Type, p.typ)
-	case p.typ == serving.Bytes && int64(len(t.Strings)) != n:
-		return bad("has %d strings, shape %v needs %d", len(t.Strings), t.Shape, n)
-	case int64(len(t.Data)) != n*p.typ.Size():
-		return bad("has %d bytes, shape %v needs %d", len(t.Data), t.Shape, n*p.typ.Size())
+	for _, part := range parts {
+		if what := misfit(p, &part[i]); what != "" {
+			return bad("%s", what)
+		}
+	}
+	shape := parts[0][i].Shape
+	if len(parts) > 1 {
+		var ok bool
+		if shape, ok = joined(parts, i); !ok {
+			return bad("has rows that differ in shape, or none")
+		}
+	}
+	n, ok := serving.Elements(shape)
+	if !ok {
+		return bad("has a shape %v that no tensor can have", shape)
 	}
 	var v handle
 	err := m.lib.call(fnCreateTensorAsOrtValue, m.lib.allocator,
-		uintptr(unsafe.Pointer(unsafe.SliceData(t.Shape))), uintptr(len(t.Shape)), p.element, uintptr(unsafe.Pointer(&v)))
+		uintptr(unsafe.Pointer(unsafe.SliceData(shape))), uintptr(len(shape)), p.element, uintptr(unsafe.Pointer(&v)))
 	if err != nil {
 		return 0, atelier.Errorf(atelier.Internal, "cannot make a tensor for input %s: %w", name, err)
 	}
@@ -336,11 +353,21 @@ func (m *Model) value(p *port, t *serving.Tensor, name string) (handle, error) {
 		return v, nil
 	}
 	if p.typ == serving.Bytes {
-		err = m.lib.fillStrings(v, t.Strings)
+		strings := parts[0][i].Strings
+		if len(parts) > 1 {
+			strings = make([]string, 0, n)
+			for _, part := range parts {
+				strings = append(strings, part[i].Strings...)
+			}
+		}
+		err = m.lib.fillStrings(v, strings)
 	} else {
 		var data uintptr
 		if err = m.lib.call(fnGetTensorMutableData, v, uintptr(unsafe.Pointer(&data))); err == nil {
-			copy(unsafe.Slice((*byte)(pointer(data)), len(t.Data)), t.Data)
+			to := unsafe.Slice((*byte)(pointer(data)), n*p.typ.Size())
+			for _, part := range parts {
+				to = to[copy(to, part[i].Data):]
+			}
 		}
 	}
 	if err != nil {
@@ -351,6 +378,39 @@ func (m *Model) value(p *port, t *serving.Tensor, name string) (handle, error) {
 		return 0, atelier.Errorf(atelier.Internal, "cannot fill the tensor for input %s: %w", name, err)
 	}
 	return v, nil
+}
+
+// misfit says what of t is not as the input p has it, "" where all is well.
+func misfit(p *port, t *serving.Tensor) string {
+	n, ok := serving.Elements(t.Shape)
+	switch {
+	case !ok:
+		return fmt.Sprintf("has a shape %v that no tensor can have", t.Shape)
+	case t.Type != p.typ:
+		return fmt.Sprintf("has datatype %s, %s was expected", t.Type, p.typ)
+	case p.typ == serving.Bytes && int64(len(t.Strings)) != n:
+		return fmt.Sprintf("has %d strings, shape %v needs %d", len(t.Strings), t.Shape, n)
+	case int64(len(t.Data)) != n*p.typ.Size():
+		return fmt.Sprintf("has %d bytes, shape %v needs %d", len(t.Data), t.Shape, n*p.typ.Size())
+	}
+	return ""
+}
+
+// joined returns the shape of the rows of input i of all parts, and whether they
+// can be rows of one tensor.
+func joined(parts [][]serving.Tensor, i int) ([]int64, bool) {
+	shape := slices.Clone(parts[0][i].Shape)
+	if len(shape) == 0 {
+		return nil, false
+	}
+	for _, part := range parts[1:] {
+		t := &part[i]
+		if len(t.Shape) == 0 || !slices.Equal(t.Shape[1:], shape[1:]) {
+			return nil, false
+		}
+		shape[0] += t.Shape[0]
+	}
+	return shape, true
 }
 
 // read copies the elements of the tensor v.
