@@ -59,6 +59,7 @@ var writes = []struct{ method, path string }{
 	{"POST", "/v1/runtimes"},
 	{"POST", "/v1/workspaces/WS/deployments"},
 	{"PATCH", "/v1/workspaces/WS/deployments/DEPLOYMENT"},
+	{"POST", "/v1/workspaces/WS/deployments/plan"},
 }
 
 // FuzzBody sends bodies to the routes that take one. None may make the hub fail,
@@ -80,6 +81,7 @@ func FuzzBody(f *testing.F) {
 	} {
 		f.Add(uint8(i), "", []byte(body))
 	}
+	f.Add(uint8(len(writes)-1), "", []byte(`{"name":"front","version":1}`))
 	f.Add(uint8(0), `"1"`, []byte(strings.Repeat("[", 10000)))
 	f.Add(uint8(0), "*", []byte("{\"name\":\"\xff\"}"))
 	handler, _ := build(Config{Store: h.store, Access: h.access, Registry: h.reg, Fleet: h.server.fleet, Log: h.server.log})
@@ -97,6 +99,9 @@ func FuzzBody(f *testing.F) {
 		}
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r)
+		if strings.HasSuffix(to.path, "/plan") && lastEvent(t, h) != before {
+			t.Fatalf("the plan %q changed something", body)
+		}
 		switch {
 		case w.Code >= 500:
 			t.Fatalf("%s %s with %q: %d %s", to.method, to.path, body, w.Code, w.Body)
