@@ -288,7 +288,7 @@ func (w *world) differenceOf(ctx context.Context, target, base string) (int64, e
 			Size                     int64 `json:"size_bytes"`
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(10 * time.Minute); time.Now().Before(deadline); {
 		b, err := os.ReadFile(filepath.Join(w.dir, "hub/differences/index.json"))
 		if err == nil {
 			err = json.Unmarshal(b, &index)

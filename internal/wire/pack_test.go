@@ -101,7 +101,7 @@ func TestUnpackIsBounded(t *testing.T) {
 	bomb := func(length []byte, n int) []byte {
 		var b bytes.Buffer
 		b.WriteByte(1)
-		w, err := flate.NewWriter(&b, flate.BestCompression)
+		w, err := flate.NewWriter(&b, flate.BestSpeed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +121,7 @@ func TestUnpackIsBounded(t *testing.T) {
 		"truncated":               bomb([]byte{0}, 1000)[:10],
 		"a length beyond the end": bomb([]byte{0xff, 0xff, 3}, 10),
 		"a length without an end": bomb(bytes.Repeat([]byte{0xff}, 12), 10),
-		"a tail of 64 MB":         bomb([]byte{0}, 64<<20),
+		"a tail of 2 MB":          bomb([]byte{0}, 2<<20),
 		"a payload too large":     bomb([]byte{0x80, 0xc0, 7}, 122_880),
 	} {
 		if got, err := wire.Unpack(message); atelier.CodeOf(err) != atelier.Corrupt {
