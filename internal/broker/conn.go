@@ -3,6 +3,7 @@ package broker
 import (
 	"crypto/x509"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -17,6 +18,10 @@ type conn struct {
 	device      string
 	client      string // the MQTT client id
 	established bool
+	version     byte // of MQTT: 4 is 3.1.1
+
+	bulk    bulk
+	writing sync.Mutex // so that packets of the library and of bulk stay whole
 }
 
 // Close closes the socket itself. Closing TLS first would wait for a peer that
@@ -26,6 +31,8 @@ func (c *conn) Close() error { return c.raw.Close() }
 // Write gives each packet its time; a peer that does not read loses the
 // connection, rather than hold the writer for ever.
 func (c *conn) Write(b []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	if err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return 0, err
 	}

@@ -255,6 +255,7 @@ func (e *Embedded) release(c *conn) {
 	if present {
 		e.inbox.presence(c.device, false)
 	}
+	c.endBulk()
 	close(c.ended)
 	<-e.slots
 	e.wg.Done()
@@ -314,8 +315,16 @@ func (e *Embedded) Publish(_ context.Context, topic string, payload []byte) erro
 	if err := checkPublish(topic, payload); err != nil {
 		return err
 	}
-	if subs := e.server.Topics.Subscribers(topic); len(subs.Subscriptions) == 0 {
+	subs := e.server.Topics.Subscribers(topic)
+	if len(subs.Subscriptions) == 0 {
 		return atelier.Errorf(atelier.Unavailable, "no device listens to %s", topic)
+	}
+	if c := e.bulkConn(topic, subs); c != nil {
+		if err := e.push(c, bulkFrame{topic, payload}); err != nil {
+			return err
+		}
+		e.count.sent.Add(1)
+		return nil
 	}
 	if err := e.server.Publish(topic, payload, false, 0); err != nil {
 		return atelier.Errorf(atelier.Unavailable, "publish to %s: %w", topic, err)

@@ -59,7 +59,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	// that follows a revocation finds it, or Admit knows of the revocation.
 	e := h.e
 	e.mu.Lock()
-	c.device, c.client = device, cl.ID
+	c.device, c.client, c.version = device, cl.ID, pk.ProtocolVersion
 	ctx, in := e.ctx, e.inbox
 	e.mu.Unlock()
 	if err := in.handler.Admit(ctx, device, c.certificate); err != nil {

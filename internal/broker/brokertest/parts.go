@@ -194,7 +194,24 @@ func fairness(t *testing.T, f *fixture) {
 // publishing to others.
 func stalledReader(t *testing.T, f *fixture) {
 	b := f.device(1)
-	stall(t, f.URL, f.Devices[0], f.PKI.Client(f.Devices[0]))
+	stall(t, f.URL, f.Devices[0], f.Devices[0], f.PKI.Client(f.Devices[0]))
+	f.outlast(b)
+}
+
+// stalledContent does so with the connection that is for content alone.
+func stalledContent(t *testing.T, f *fixture) {
+	b := f.device(1)
+	stall(t, f.URL, f.Devices[0]+wire.ContentClientSuffix, f.Devices[0], f.PKI.Client(f.Devices[0]))
+	f.outlast(b)
+	if f.Embedded && f.Bus.Counters().Dropped == 0 {
+		t.Error("nothing was dropped for a reader that stalls")
+	}
+}
+
+// outlast publishes more than any buffer holds to a device that does not read.
+func (f *fixture) outlast(b *Client) {
+	t := f.t
+	t.Helper()
 	payload := make([]byte, wire.MaxPacket)
 	start := time.Now()
 	for range 400 { // 47 MiB, far beyond any buffer
@@ -214,8 +231,28 @@ func stalledReader(t *testing.T, f *fixture) {
 	}
 }
 
+// contentStream sends content of many sizes to the connection that is for content, also
+// after that was cut and is there anew: it comes as it was, in order.
+func contentStream(t *testing.T, f *fixture) {
+	id := f.Devices[0]
+	for range 2 {
+		c := MustDial(t, f.URL, id+wire.ContentClientSuffix, id, Options{TLS: f.PKI.Client(id)})
+		for i, size := range []int{0, 1, 100, 128, 16_300, 16_400, 100_000, wire.MaxPacket, 5} {
+			payload := bytes.Repeat([]byte{byte(i)}, size)
+			f.publish(0, wire.Content, payload)
+			f.publish(0, wire.Content, []byte("next"))
+			for _, want := range [][]byte{payload, []byte("next")} {
+				if p := c.Expect(); p.Topic != wire.DownTopic(id, wire.Content) || !bytes.Equal(p.Payload, want) {
+					t.Fatalf("%d bytes came to %s, want %d", len(p.Payload), p.Topic, len(want))
+				}
+			}
+		}
+		c.Cut()
+	}
+}
+
 // stall opens an MQTT connection by hand, subscribes, and never reads again.
-func stall(t *testing.T, url, id string, config *tls.Config) {
+func stall(t *testing.T, url, client, device string, config *tls.Config) {
 	t.Helper()
 	raw, err := net.DialTimeout("tcp", strings.TrimPrefix(url, "ssl://"), Patience)
 	if err != nil {
@@ -229,8 +266,8 @@ func stall(t *testing.T, url, id string, config *tls.Config) {
 	_ = conn.SetDeadline(time.Now().Add(Patience))
 	str := func(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
 	connect := append(str("MQTT"), 4, 2, 0, 60) // level 4, clean session, keep alive 60 s
-	connect = append(connect, str(id)...)
-	subscribe := append([]byte{0, 1}, str(wire.DownPattern(id))...)
+	connect = append(connect, str(client)...)
+	subscribe := append([]byte{0, 1}, str(wire.DownPattern(device))...)
 	subscribe = append(subscribe, 0)
 	for _, packet := range [][]byte{
 		append([]byte{0x10, byte(len(connect))}, connect...),

@@ -41,6 +41,8 @@ func Run(t *testing.T, make func(t *testing.T) Setup) {
 		"Order":          order,
 		"Fairness":       fairness,
 		"StalledReader":  stalledReader,
+		"StalledContent": stalledContent,
+		"Content":        contentStream,
 		"TakeOver":       takeOver,
 		"LastWill":       lastWill,
 		"Disconnect":     disconnect,
