@@ -46,7 +46,7 @@ func Environment(ctx context.Context, d environment.Definition, work string, log
 		b.say("== %s", s.what)
 		if err := s.do(&r); err != nil {
 			if ctx.Err() != nil {
-				err = errors.Join(context.Cause(ctx), err)
+				err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}
 			b.say("FAILED: %v", err)
 			return Result{}, err

@@ -49,11 +49,10 @@ func TestBuildAndRunElsewhere(t *testing.T) {
 	var tars [2][]byte
 	var result Result
 	for i := range tars {
-		var log bytes.Buffer
 		var err error
-		result, err = Environment(t.Context(), d, t.TempDir(), &log)
+		result, err = Environment(t.Context(), d, t.TempDir(), t.Output())
 		if err != nil {
-			t.Fatalf("%v\n%s", err, log.String())
+			t.Fatal(err)
 		}
 		if tars[i], err = os.ReadFile(result.Tar); err != nil {
 			t.Fatal(err)
