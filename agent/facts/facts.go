@@ -35,7 +35,7 @@ func Read(o Options) atelier.Facts {
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Kernel: line(o.Root, "proc/sys/kernel/osrelease"), Hostname: hostname,
 		CPUs: runtime.NumCPU(), Memory: meminfo(o.Root, "MemTotal"), Targets: o.Targets,
 		Runtimes: []atelier.RuntimeSupport{onnxRuntime(o.Root, runtime.GOOS, runtime.GOARCH)},
-		Features: Features,
+		Features: Features, Glibc: glibc(o.Root, runtime.GOARCH),
 	}
 }
 

@@ -108,8 +108,37 @@ func (b *build) packages(*Result) error {
 		e := atelier.Errorf(atelier.Invalid, "pip cannot install what is required: %w", err)
 		return e.WithRemedy("Read the build's log. Taken are wheels for Python %s that run here; what is published as source only must be built into a wheel first, and put where the builder's pip finds it.", b.definition.Python)
 	}
-	// The commands of packages begin with the path of this machine's interpreter.
-	return os.RemoveAll(filepath.Join(b.env, b.sites, "bin"))
+	return b.removeCommands()
+}
+
+// removeCommands removes the commands that packages bring: they begin with the path
+// that the interpreter has on this machine. The records of what was installed, which
+// hold their hashes, forget them.
+func (b *build) removeCommands() error {
+	sites := filepath.Join(b.env, b.sites)
+	if err := os.RemoveAll(filepath.Join(sites, "bin")); err != nil {
+		return err
+	}
+	records, err := filepath.Glob(filepath.Join(sites, "*.dist-info", "RECORD"))
+	if err != nil {
+		return err
+	}
+	for _, path := range records {
+		old, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var kept []byte
+		for line := range bytes.Lines(old) {
+			if !bytes.HasPrefix(line, []byte("../")) {
+				kept = append(kept, line...)
+			}
+		}
+		if err := os.WriteFile(path, kept, 0o644); err != nil { //nolint:gosec // it is part of what all may read
+			return err
+		}
+	}
+	return nil
 }
 
 // compile compiles all modules, so that devices do not each time. The compiled files

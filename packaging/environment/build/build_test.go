@@ -29,8 +29,11 @@ func definition(t *testing.T, requirements ...string) environment.Definition {
 func debianPython(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("apt-cache", "depends", "python3-minimal").Output()
-	if err != nil {
+	if err != nil && os.Getenv("CI") == "" {
 		t.Skipf("not on a Debian: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	_, rest, found := strings.Cut(string(out), "python3.")
 	minor, _, _ := strings.Cut(rest, "-")
