@@ -35,6 +35,10 @@ const FeatureGolden = "golden"
 // (internal/wire); others get them as they are.
 const FeaturePacked = "packed"
 
+// FeaturePython is what agents list in Facts.Features that run variants of the kind
+// VariantPython.
+const FeaturePython = "python"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`
@@ -88,10 +92,10 @@ type ModuleEndpoint struct {
 	Keys EndpointKeys `json:"keys"`
 }
 
-// Content returns every file that m needs on the device: those of its variant
-// and those of its runtime.
+// Content returns every file that m needs on the device: those of its variant, with
+// its environment's, and those of its runtime.
 func (m *Module) Content() []File {
-	files := append([]File(nil), m.Model.Variant.Files...)
+	files := m.Model.Variant.Content()
 	if m.Runtime != nil {
 		files = append(files, m.Runtime.Files...)
 	}

@@ -37,6 +37,7 @@ type Facts struct {
 	OS       string `json:"os,omitempty"`
 	Arch     string `json:"arch,omitempty"`
 	Kernel   string `json:"kernel,omitempty"`
+	Glibc    string `json:"glibc,omitempty"` // version of the GNU C library, such as "2.36"; "" where there is none, or nobody said
 	Hostname string `json:"hostname,omitempty"`
 	CPUs     int    `json:"cpus,omitempty"`
 	Memory   int64  `json:"memory_bytes,omitempty"`

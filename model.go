@@ -29,8 +29,11 @@ type Version struct {
 	Variants []Variant `json:"variants"`
 }
 
-// VariantONNX is the kind of a variant that ONNX Runtime runs.
-const VariantONNX = "onnx"
+// The kinds of variants.
+const (
+	VariantONNX   = "onnx"   // a model that ONNX Runtime runs
+	VariantPython = "python" // a scoring script, with the environment that it runs in
+)
 
 // Variant is one form of a model version, for one kind of engine. A device
 // gets the first variant whose requirements its facts meet.
@@ -41,6 +44,18 @@ type Variant struct {
 	Files     []File       `json:"files"`
 	Requires  Requirements `json:"requires"`
 	Signature *Signature   `json:"signature,omitempty"`
+	// Environment is what a VariantPython runs in, for the one architecture that it
+	// requires; nil for other kinds.
+	Environment *VariantEnvironment `json:"environment,omitempty"`
+}
+
+// Content returns every file that v is made of, its environment's among them.
+func (v *Variant) Content() []File {
+	files := append([]File(nil), v.Files...)
+	if v.Environment != nil {
+		files = append(files, v.Environment.Artifact)
+	}
+	return files
 }
 
 // File is one file of a variant.

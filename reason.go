@@ -54,6 +54,8 @@ const (
 	ReasonBundleUnreadable   Reason = "BundleUnreadable"
 	ReasonNotForDevice       Reason = "NotForDevice"
 	ReasonContentMissing     Reason = "ContentMissing"
+	ReasonBuildFailed        Reason = "BuildFailed"
+	ReasonBuilderLost        Reason = "BuilderLost"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -108,6 +110,8 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonBundleUnreadable:   {"The bundle could not be read, or what it holds could not be stored.", "Read the message; check the medium and the device's disk. The agent tries again by itself."},
 	ReasonNotForDevice:       {"The bundle is for other devices or for another workspace.", "Export one for this device: 'atelier bundle export --device NAME'."},
 	ReasonContentMissing:     {"The bundle leaves out content that the device does not hold.", "Export it again without --from and --since-device."},
+	ReasonBuildFailed:        {"The environment cannot be built as it is defined.", "Read the build's log with 'atelier environment log', correct the definition, and create the environment again."},
+	ReasonBuilderLost:        {"Each builder that worked on the environment went away before it was done.", "See why atelier-builder ends on its machine (memory and disk, above all), then create the environment again."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

@@ -191,8 +191,9 @@ func (a *agent) openLocal() {
 	})
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
+		Open:    func(d digest) (runner.Blob, error) { return a.content.Open(d) },
 		Gateway: a.gateway.Client(), Ready: gateway.Ready,
-		Modules: a.places.modules(), Run: a.places.Run, Programs: a.places.Programs,
+		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs,
 		Changed: a.changed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})
 	a.bundles = bundles.New(bundles.Options{

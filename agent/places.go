@@ -35,15 +35,16 @@ func NewPlaces(p config.Paths) (Places, error) {
 	return places, nil
 }
 
-func (p Places) saved() string     { return filepath.Join(p.State, "state") }
-func (p Places) content() string   { return filepath.Join(p.State, "content") }
-func (p Places) modules() string   { return filepath.Join(p.State, "modules") }
-func (p Places) gateway() string   { return filepath.Join(p.State, "gateway") }
-func (p Places) spool() string     { return filepath.Join(p.State, "spool") }
-func (p Places) collected() string { return filepath.Join(p.State, "collected") }
-func (p Places) log() string       { return filepath.Join(p.State, "agent.log") }
-func (p Places) bundles() string   { return filepath.Join(p.State, "bundles") }
-func (p Places) socket() string    { return filepath.Join(p.Run, "agent.sock") }
+func (p Places) saved() string        { return filepath.Join(p.State, "state") }
+func (p Places) content() string      { return filepath.Join(p.State, "content") }
+func (p Places) modules() string      { return filepath.Join(p.State, "modules") }
+func (p Places) environments() string { return filepath.Join(p.State, "environments") }
+func (p Places) gateway() string      { return filepath.Join(p.State, "gateway") }
+func (p Places) spool() string        { return filepath.Join(p.State, "spool") }
+func (p Places) collected() string    { return filepath.Join(p.State, "collected") }
+func (p Places) log() string          { return filepath.Join(p.State, "agent.log") }
+func (p Places) bundles() string      { return filepath.Join(p.State, "bundles") }
+func (p Places) socket() string       { return filepath.Join(p.Run, "agent.sock") }
 
 // importSocket is where a running agent is asked to import a bundle.
 func (p Places) importSocket() string { return filepath.Join(p.Run, "import.sock") }

@@ -14,7 +14,7 @@ import (
 
 // Features are the optional parts of the wire protocol that this agent
 // understands: what DesiredState.Requires may name.
-var Features = []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeatureStage}
+var Features = []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeaturePython, atelier.FeatureStage}
 
 // Options say what to look at.
 type Options struct {
@@ -35,7 +35,7 @@ func Read(o Options) atelier.Facts {
 		OS: runtime.GOOS, Arch: runtime.GOARCH, Kernel: line(o.Root, "proc/sys/kernel/osrelease"), Hostname: hostname,
 		CPUs: runtime.NumCPU(), Memory: meminfo(o.Root, "MemTotal"), Targets: o.Targets,
 		Runtimes: []atelier.RuntimeSupport{onnxRuntime(o.Root, runtime.GOOS, runtime.GOARCH)},
-		Features: Features,
+		Features: Features, Glibc: glibc(o.Root, runtime.GOARCH),
 	}
 }
 

@@ -68,6 +68,20 @@ func onnxRuntime(root fs.FS, goos, goarch string) atelier.RuntimeSupport {
 	return atelier.RuntimeSupport{Name: atelier.RuntimeONNX, OK: true}
 }
 
+// glibc returns the version of the device's GNU C library, "" where it has none or it
+// cannot be read.
+func glibc(root fs.FS, goarch string) string {
+	libc, found := find(root, append(configuredDirs(root), libraryDirs[goarch]...), "libc.so.6")
+	if !found {
+		return ""
+	}
+	major, minor, err := glibcVersion(root, libc)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d.%d", major, minor)
+}
+
 func find(root fs.FS, dirs []string, name string) (string, bool) {
 	for _, dir := range dirs {
 		p := path.Join(dir, name)

@@ -72,9 +72,11 @@ type Options struct {
 	// Memory returns how much memory is available on the device, in bytes; 0
 	// where that is not known.
 	Memory func() int64
-	// Modules is the directory for modules' files, Run the one for sockets,
-	// Programs the one of atelier-serve.
-	Modules, Run, Programs string
+	// Open opens content that is on the device.
+	Open func(d atelier.Digest) (Blob, error)
+	// Modules is the directory for modules' files, Environments the one for environments
+	// that are unpacked, Run the one for sockets, Programs the one of atelier-serve.
+	Modules, Environments, Run, Programs string
 	// Changed is called whenever Status may have changed. It must not block.
 	Changed func()
 	Times   Times
@@ -120,6 +122,8 @@ type Runner struct {
 	// leave ends when the agent goes; modules stay.
 	leave context.Context
 	group sync.WaitGroup
+	// unpacking is held while environments are unpacked or removed.
+	unpacking sync.Mutex
 
 	mu        sync.Mutex
 	slots     state.Slots
@@ -147,6 +151,7 @@ func New(opts Options) *Runner {
 func (r *Runner) Run(ctx context.Context) {
 	r.leave = ctx
 	r.sweep(ctx)
+	r.group.Go(func() { r.keepEnvironments(ctx) })
 	again := time.NewTimer(0)
 	defer again.Stop()
 	for ctx.Err() == nil {
@@ -228,9 +233,10 @@ func (r *Runner) follow() {
 			r.ensure(slot, true)
 		}
 	}
-	for rollout := range r.instances {
+	for rollout, i := range r.instances {
 		if !held[rollout] {
 			delete(r.instances, rollout) // it is gone: assign dropped its slot for that
+			r.release(i)
 		}
 	}
 }

@@ -34,6 +34,7 @@ func (r *Runner) stage() {
 		if !wanted[rollout] {
 			s.retire()
 			delete(r.staged, rollout)
+			r.release(s)
 		}
 	}
 }
@@ -57,6 +58,9 @@ func (i *instance) hold(leave context.Context) {
 		if err == nil {
 			i.set(atelier.Fetching, atelier.Because(atelier.ReasonInProgress, ""))
 			err = i.runner.opts.Fetcher.Prefetch(ctx, i.module.Content(), i.progress)
+		}
+		if err == nil {
+			err = i.unpack(ctx) // so that the switch takes no longer than a start
 		}
 		if err == nil {
 			i.set(atelier.StagedState, atelier.Because(atelier.ReasonWaiting, "all of it is on the device and waits for the switch"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -68,11 +69,13 @@ func (i *instance) check(context.Context) error {
 	if i.target == nil {
 		return final(atelier.ReasonUnsupportedFeature, "this agent has no target of kind %q", i.module.Target)
 	}
-	if k := i.module.Model.Variant.Kind; k != atelier.VariantONNX {
-		return final(atelier.ReasonVariantMissing, "this agent cannot run a variant of kind %q", k)
-	}
-	if i.module.Runtime == nil {
+	switch v := i.module.Model.Variant; {
+	case v.Kind != atelier.VariantONNX && v.Kind != atelier.VariantPython:
+		return final(atelier.ReasonVariantMissing, "this agent cannot run a variant of kind %q", v.Kind)
+	case v.Kind == atelier.VariantONNX && i.module.Runtime == nil:
 		return final(atelier.ReasonRuntimeMissing, "the desired state names no runtime for the variant")
+	case v.Kind == atelier.VariantPython && v.Environment == nil:
+		return final(atelier.ReasonRuntimeMissing, "the desired state names no environment for the script")
 	}
 	return nil
 }
@@ -89,9 +92,14 @@ const (
 )
 
 // prepare lays the files out. They are further names of the content store's
-// files: nothing is copied, and an interrupted layout is simply completed.
+// files: nothing is copied, and an interrupted layout is simply completed. An
+// environment is unpacked, which is the one thing that takes space a second time.
 func (i *instance) prepare(ctx context.Context) error {
-	for sub, files := range map[string][]atelier.File{modelDir: i.module.Model.Variant.Files, runtimeDir: i.module.Runtime.Files} {
+	layout := map[string][]atelier.File{modelDir: i.module.Model.Variant.Files}
+	if i.module.Runtime != nil {
+		layout[runtimeDir] = i.module.Runtime.Files
+	}
+	for sub, files := range layout {
 		for _, f := range files {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -105,7 +113,10 @@ func (i *instance) prepare(ctx context.Context) error {
 			}
 		}
 	}
-	return os.MkdirAll(i.runner.opts.Run, 0o700)
+	if err := os.MkdirAll(i.runner.opts.Run, 0o700); err != nil {
+		return err
+	}
+	return i.unpack(ctx)
 }
 
 // link gives a file's content its name in the layout, instead of what may be
@@ -128,16 +139,20 @@ func (i *instance) spec() targets.Spec {
 		filepath.Join(i.runner.opts.Programs, "atelier-serve"),
 		"--name", m.Model.Name,
 		"--version", strconv.Itoa(m.Model.Version),
-		"--model", filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry)),
-		"--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)),
-		"--listen", "unix:" + socket,
 	}
-	if m.Model.Variant.HasGolden() {
-		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
+	entry := filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry))
+	if m.Model.Variant.Kind == atelier.VariantPython {
+		command = append(command, "--model-dir", filepath.Join(dir, modelDir), "--script", entry, "--python", i.interpreter())
+	} else {
+		command = append(command, "--model", entry, "--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)))
+		if m.Model.Variant.HasGolden() {
+			command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
+		}
 	}
 	return targets.Spec{
-		ID: i.id, Command: command,
-		Dir: dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
+		ID:      i.id,
+		Command: append(command, "--listen", "unix:"+socket),
+		Dir:     dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
 	}
 }
 
@@ -153,9 +168,13 @@ func (i *instance) start(ctx context.Context) error {
 }
 
 // memory checks that the device can hold the module's files in its memory, which
-// is the least that it takes.
+// is the least that it takes. Of an environment a script loads what it wants.
 func (i *instance) memory() error {
-	need, free := fetch.Size(i.module.Content()), i.runner.opts.Memory()
+	files := i.module.Model.Variant.Files
+	if i.module.Runtime != nil {
+		files = append(slices.Clone(files), i.module.Runtime.Files...)
+	}
+	need, free := fetch.Size(files), i.runner.opts.Memory()
 	if free == 0 || need <= free {
 		return nil
 	}

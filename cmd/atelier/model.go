@@ -218,22 +218,31 @@ func uploadFile(ctx context.Context, cl *client.Client, ws string, f localFile, 
 func (a *app) modelRegister() *cobra.Command {
 	var v client.NewVersion
 	var tags []string
+	var script string
 	cmd := &cobra.Command{
 		Use:   "register NAME PATH...",
 		Short: "Register files or directories as a new version of a model",
 		Long: `Register files or directories as a new version of a model; the model is made with its first version.
 
 Files are uploaded once: content that the workspace holds already is not sent again. Inputs and outputs are read out of the
-ONNX file. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
-directory as well. A file golden.json holds inputs with the outputs that the version must give on each device before it takes traffic
+ONNX file. With --script, what answers is a scoring script among the files, a path within them, that runs in the environment which
+--environment names; the other files are what it loads. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
+directory as well. A file golden.json holds inputs with the outputs that an ONNX model must give on each device before it takes traffic
 ('atelier model golden').`,
 		Example: `  atelier model register digits digits.onnx --description "first try" --tag team=vision
-  atelier model register detector ./export/ --entry model.onnx`,
+  atelier model register detector ./export/ --entry model.onnx
+  atelier model register churn ./churn/ --script score.py --environment sklearn:2`,
 		Args: between(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if v.Tags, err = parseTags(tags); err != nil {
 				return err
+			}
+			if script != "" {
+				if v.Entry != "" || v.Kind != "" && v.Kind != atelier.VariantPython {
+					return errUsage{errors.New("--script says what runs; leave --entry and --kind out")}
+				}
+				v.Kind, v.Entry = atelier.VariantPython, filepath.ToSlash(filepath.Clean(script))
 			}
 			cl, ws, err := a.open()
 			if err != nil {
@@ -260,6 +269,8 @@ directory as well. A file golden.json holds inputs with the outputs that the ver
 	cmd.Flags().StringVar(&v.Description, "description", "", "what is new in this version")
 	cmd.Flags().StringArrayVar(&tags, "tag", nil, "tag of the version, key=value; may be repeated")
 	cmd.Flags().StringVar(&v.Entry, "entry", "", "the file that the engine loads, where there are several candidates")
+	cmd.Flags().StringVar(&script, "script", "", "the scoring script, by its path among the files")
+	cmd.Flags().StringVar(&v.Environment, "environment", "", "the environment that the script runs in, NAME or NAME:VERSION")
 	cmd.Flags().StringVar(&v.Kind, "kind", "", "kind of the variant (default onnx)")
 	return cmd
 }
@@ -281,6 +292,9 @@ func versionTable(v atelier.Version) table {
 	}
 	for _, variant := range v.Variants {
 		t.add("Variant:", fmt.Sprintf("%s, %s, %s", variant.Kind, variant.Entry, count(len(variant.Files), "file", "files")))
+		if e := variant.Environment; e != nil {
+			t.add("Environment:", fmt.Sprintf("%s:%d, Python %s on %s", e.Name, e.Number, e.Python, strings.Join(variant.Requires.Arch, ", ")))
+		}
 		if variant.Signature != nil {
 			t.add("Inputs:", tensors(variant.Signature.Inputs))
 			t.add("Outputs:", tensors(variant.Signature.Outputs))

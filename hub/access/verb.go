@@ -24,6 +24,12 @@ const (
 	ModelDelete   Verb = "model.delete"   // delete a model or a version
 	ModelDownload Verb = "model.download" // read a version's files
 
+	EnvironmentCreate Verb = "environment.create" // define a version of an environment
+	EnvironmentList   Verb = "environment.list"   // see environments, and which builds wait for a builder
+	EnvironmentShow   Verb = "environment.show"   // read an environment and the logs of its builds
+	EnvironmentDelete Verb = "environment.delete" // delete a version of an environment
+	EnvironmentBuild  Verb = "environment.build"  // claim a build, and say what came of it
+
 	RuntimeRegister Verb = "runtime.register" // add a runtime to the hub
 	RuntimeList     Verb = "runtime.list"     // see the hub's runtimes
 	RuntimeShow     Verb = "runtime.show"     // read a runtime
@@ -92,9 +98,10 @@ var ofDevice = map[Verb]bool{
 	ContentPull: true, ContentPush: true, TelemetryWrite: true,
 }
 
-// frequent are the verbs that a device does many times a minute.
+// frequent are the verbs that a device does many times a minute, and a builder as
+// long as it builds.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentBuild: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

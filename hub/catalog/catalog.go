@@ -21,6 +21,9 @@ const (
 	RelKey        = "key"         // to the fingerprint of a device's public key
 	RelSecret     = "join-secret" // to the hash of a join token's secret
 	RelRevoked    = "revoked"     // to RevokedYes, from certificates that were revoked
+	RelUnbuilt    = "unbuilt"     // to an architecture: a build of this environment for it is not over
+	RelBuilt      = "built"       // to the hash of a build of this environment that is ready
+	RelIn         = "environment" // to the id of the environment that a version runs in
 )
 
 // RevokedYes is what RelRevoked points at.
@@ -41,7 +44,33 @@ var (
 		Refs: func(v *atelier.Version) []store.Ref {
 			var refs []store.Ref
 			for _, variant := range v.Variants {
-				refs = append(refs, blobRefs(variant.Files)...)
+				refs = append(refs, blobRefs(variant.Content())...)
+				if e := variant.Environment; e != nil {
+					refs = append(refs, store.Ref{Rel: RelIn, To: e.ID})
+				}
+			}
+			return refs
+		},
+	}
+	// Environments have their name as parent, and their number, in decimal, as name.
+	Environments = store.Collection[atelier.Environment]{
+		Kind: "environment", Missing: "See 'atelier environment list' for those that there are.",
+		Meta: func(v *atelier.Environment) *atelier.Meta { return &v.Meta },
+		Refs: func(v *atelier.Environment) []store.Ref {
+			var refs []store.Ref
+			for i := range v.Builds {
+				b := &v.Builds[i]
+				for _, f := range []*atelier.File{b.Artifact, b.Log} {
+					if f != nil {
+						refs = append(refs, store.Ref{Rel: RelBlob, To: string(f.Digest)})
+					}
+				}
+				switch {
+				case !b.State.Over():
+					refs = append(refs, store.Ref{Rel: RelUnbuilt, To: b.Arch})
+				case b.State == atelier.BuildReady:
+					refs = append(refs, store.Ref{Rel: RelBuilt, To: string(b.Hash)})
+				}
 			}
 			return refs
 		},

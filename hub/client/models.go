@@ -82,8 +82,9 @@ func (c *Client) DeleteModel(ctx context.Context, ws, model string) error {
 // NewVersion describes a version whose files are uploaded already.
 type NewVersion struct {
 	Files       []atelier.File    `json:"files"`
-	Kind        string            `json:"kind,omitempty"`  // of the variant; "onnx" where empty
-	Entry       string            `json:"entry,omitempty"` // the file that the engine loads; found where there is one candidate
+	Kind        string            `json:"kind,omitempty"`        // of the variant; "onnx" where empty
+	Entry       string            `json:"entry,omitempty"`       // the file that the engine loads; found where there is one candidate
+	Environment string            `json:"environment,omitempty"` // of the kind "python": NAME, NAME:VERSION or id
 	Description string            `json:"description,omitempty"`
 	Tags        map[string]string `json:"tags,omitempty"`
 }

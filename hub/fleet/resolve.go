@@ -200,6 +200,15 @@ func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *
 		if len(r.Arch) > 0 && !slices.Contains(r.Arch, d.Facts.Arch) {
 			continue
 		}
+		if variant.Kind == atelier.VariantPython && !slices.Contains(d.Facts.Features, atelier.FeaturePython) {
+			why = atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("The agent on %s does not know how to run scoring scripts.", d.Name))
+			continue
+		}
+		if e := variant.Environment; e != nil && d.Facts.Glibc != "" && newer(e.NeedsGlibc, d.Facts.Glibc) {
+			why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("Device %s has glibc %s, and version %d of environment %s needs %s.", d.Name, d.Facts.Glibc, e.Number, e.Name, e.NeedsGlibc)).
+				WithRemedy("Build the environment with an atelier-builder on an older Debian, or update the device.")
+			continue
+		}
 		if r.Runtime == "" {
 			return variant, nil, nil
 		}

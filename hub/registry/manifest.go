@@ -22,6 +22,9 @@ type manifestVariant struct {
 	Entry    string               `json:"entry"`
 	Files    []manifestFile       `json:"files"`
 	Requires manifestRequirements `json:"requires"`
+	// Environment is the digest of the environment's artifact; left out where there is
+	// none, so that versions without one keep their digests.
+	Environment atelier.Digest `json:"environment,omitempty"`
 }
 
 type manifestFile struct {
@@ -46,6 +49,9 @@ func digestOf(variants []atelier.Variant) (atelier.Digest, error) {
 		}
 		for _, f := range v.Files {
 			mv.Files = append(mv.Files, manifestFile(f))
+		}
+		if v.Environment != nil {
+			mv.Environment = v.Environment.Artifact.Digest
 		}
 		m.Variants = append(m.Variants, mv)
 	}

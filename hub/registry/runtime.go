@@ -67,14 +67,21 @@ func checkRuntime(n *atelier.Runtime) error {
 				WithField(w.field)
 		}
 	}
-	if n.NeedsGlibc != "" && (len(n.NeedsGlibc) > 16 || strings.Trim(n.NeedsGlibc, "0123456789.") != "") {
-		return atelier.Errorf(atelier.Invalid, "needs_glibc %.40q is no version such as 2.28", n.NeedsGlibc).WithField("needs_glibc")
+	if err := checkGlibc(n.NeedsGlibc); err != nil {
+		return err
 	}
 	if err := checkPaths(n.Files); err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(n.Files, func(f atelier.File) bool { return f.Path == n.Entry }) {
 		return atelier.Errorf(atelier.Invalid, "the entry %.120q is none of the files", n.Entry).WithField("entry")
+	}
+	return nil
+}
+
+func checkGlibc(version string) error {
+	if version != "" && (len(version) > 16 || strings.Trim(version, "0123456789.") != "") {
+		return atelier.Errorf(atelier.Invalid, "needs_glibc %.40q is no version such as 2.28", version).WithField("needs_glibc")
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type NewVersion struct {
 	Files       []atelier.File
 	Kind        string // of the variant; "" for atelier.VariantONNX
 	Entry       string // path of the file that the engine loads; "" for the only one that can be it
+	Environment string // of a VariantPython: NAME, NAME:VERSION or id; its builds must be over
 	Description string
 	Tags        map[string]string
 }
@@ -41,24 +42,23 @@ func (r *Registry) Register(ctx context.Context, workspace, model string, n NewV
 	if err := checkTexts(n.Description, n.Tags); err != nil {
 		return atelier.Version{}, err
 	}
-	variant, err := r.variant(ctx, workspace, n)
+	variants, err := r.variants(ctx, workspace, n)
 	if err != nil {
 		return atelier.Version{}, err
 	}
-	v := atelier.Version{Description: n.Description, Tags: n.Tags, Variants: []atelier.Variant{variant}}
-	for _, f := range variant.Files {
-		v.Size += f.Size
-	}
+	v := atelier.Version{Description: n.Description, Tags: n.Tags, Variants: variants, Size: sizeOf(variants)}
 	if v.Digest, err = digestOf(v.Variants); err != nil {
 		return v, err
 	}
 	var made atelier.Version
 	err = r.update(ctx, func(tx store.Tx) error {
 		// Asked again: what the workspace held a moment ago may have been collected.
-		if err := r.checkFiles(tx, workspace, variant.Files); err != nil {
-			return err
+		for _, variant := range variants {
+			if err := r.checkFiles(tx, workspace, variant.Content()); err != nil {
+				return err
+			}
 		}
-		m, err := modelFor(tx, workspace, model, variant.Kind)
+		m, err := modelFor(tx, workspace, model, variants[0].Kind)
 		if err != nil {
 			return err
 		}
@@ -88,6 +88,38 @@ func modelFor(tx store.Tx, workspace, ref, framework string) (atelier.Model, err
 	return catalog.Models.Insert(tx, workspace, "", m)
 }
 
+// sizeOf returns how many bytes variants have, content that they share counted once.
+func sizeOf(variants []atelier.Variant) (size int64) {
+	seen := map[atelier.Digest]bool{}
+	for _, v := range variants {
+		for _, f := range v.Content() {
+			if !seen[f.Digest] {
+				size += f.Size
+			}
+			seen[f.Digest] = true
+		}
+	}
+	return size
+}
+
+// variants makes the variants of n: one for each architecture where it runs in an
+// environment, else one.
+func (r *Registry) variants(ctx context.Context, workspace string, n NewVersion) ([]atelier.Variant, error) {
+	if n.Kind == atelier.VariantPython {
+		if (&atelier.Variant{Files: n.Files}).HasGolden() {
+			return nil, atelier.Errorf(atelier.Unsupported, "%s is among the files, and scoring scripts have no golden inputs yet", atelier.GoldenPath).WithField("files").
+				WithRemedy("Register the version without it.")
+		}
+		return r.pythonVariants(ctx, workspace, n)
+	}
+	if n.Environment != "" {
+		return nil, atelier.Errorf(atelier.Invalid, "a variant of kind %.40q runs in no environment", n.Kind).WithField("environment").
+			WithRemedy("Name the script as well, with --script FILE on the command line.")
+	}
+	v, err := r.variant(ctx, workspace, n)
+	return []atelier.Variant{v}, err
+}
+
 // variant makes the variant of n, with its signature.
 func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) (atelier.Variant, error) {
 	v := atelier.Variant{Kind: n.Kind, Entry: n.Entry, Files: slices.Clone(n.Files)}
@@ -95,8 +127,8 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 		v.Kind = atelier.VariantONNX
 	}
 	if v.Kind != atelier.VariantONNX {
-		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q is", v.Kind, atelier.VariantONNX).
-			WithField("kind").WithRemedy("Export the model to ONNX, and register that.")
+		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q and %q are", v.Kind, atelier.VariantONNX, atelier.VariantPython).
+			WithField("kind").WithRemedy("Export the model to ONNX and register that, or register a scoring script with it (--script).")
 	}
 	if err := checkPaths(v.Files); err != nil {
 		return v, err
@@ -221,7 +253,7 @@ func deleteVersion(tx store.Tx, workspace string, v atelier.Version) error {
 		return err
 	}
 	for _, variant := range v.Variants {
-		for _, file := range variant.Files {
+		for _, file := range variant.Content() {
 			b, err := catalog.Blobs.Find(tx, workspace, "", string(file.Digest))
 			if atelier.CodeOf(err) == atelier.NotFound { // two files of the same content
 				continue

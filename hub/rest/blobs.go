@@ -21,7 +21,7 @@ type blobInfo struct {
 }
 
 const uploadDescription = "The content is hashed as it comes, and there once the answer is. Sent again it takes no space and gives the " +
-	"same answer, so no Idempotency-Key is needed. What no version or runtime names within a day is deleted again."
+	"same answer, so no Idempotency-Key is needed. What no version, environment or runtime names within a day is deleted again."
 
 func (s *server) registerBlobs(api huma.API) {
 	const tag = "Content"

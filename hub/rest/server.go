@@ -99,6 +99,7 @@ func (s *server) routes(api huma.API) {
 	s.registerBlobs(api)
 	s.registerModels(api)
 	s.registerVersions(api)
+	s.registerEnvironments(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)

@@ -29,6 +29,7 @@ var layers = []layer{
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
 	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
+	{"internal/environment", []string{""}, "builder and agent share the form of environments"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
 	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
@@ -42,12 +43,14 @@ var layers = []layer{
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
 
+	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
+
 	{"hub/store", []string{"", "internal/durable"}, "the store knows no kinds and no rules"},
 	{"hub/catalog", []string{"", "hub/store"}, "it lists kinds and holds no rules"},
 	{"hub/access", []string{"", "hub/store", "hub/catalog"}, "decisions may not depend on what is decided about"},
 	{"hub/vault", []string{"", "internal/durable", "hub/store", "hub/catalog"}, "secrets are sealed, not interpreted"},
 	{"hub/authority", []string{"", "internal/durable", "internal/trust", "internal/wire", "hub/store", "hub/catalog"}, "certificates and keys know nothing of models"},
-	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
+	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
@@ -55,9 +58,10 @@ var layers = []layer{
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},
 
-	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/otlp", "targets", "agent"}, "an agent is small, and never contains the hub"},
+	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "targets", "agent"}, "an agent is small, and never contains the hub"},
 
 	{"cmd/atelier", []string{"", "hub/client"}, "the command line is a client of the REST API and nothing else"},
+	{"cmd/atelier-builder", []string{"", "hub/client", "packaging"}, "the builder is a client of the REST API that builds"},
 	{"cmd/atelier-hub", []string{"", "internal", "hub"}, "the hub knows a target kind as a name only"},
 	{"cmd/atelier-agent", []string{"", "internal", "agent", "targets"}, "the agent is the control side of a device"},
 	{"cmd/atelier-gateway", []string{"", "internal", "serving"}, "the gateway is the data side of a device"},
@@ -77,6 +81,7 @@ type ban struct {
 var bans = []ban{
 	{within: "hub", imports: module + "/agent", why: "hub and agent share the wire, not code"},
 	{within: "agent", imports: module + "/hub", deep: true, why: "hub and agent share the wire, not code"},
+	{within: "cmd/atelier-hub", imports: module + "/packaging/environment/build", deep: true, why: "the hub builds nothing"},
 	{within: "cmd/atelier-hub", imports: module + "/targets", deep: true, why: "the hub runs no modules"},
 	{within: "cmd/atelier-hub", imports: module + "/serving", deep: true, why: "the hub serves no models"},
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: "agent/link", why: "agent/link is the one importer of MQTT on a device"},

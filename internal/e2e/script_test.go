@@ -21,7 +21,8 @@ import (
 //	code N COMMAND...          runs the command, which must end with the exit code
 //
 // and the variables $DIGITS1, $DIGITS2 (ONNX files), $RUNTIME, $RUNTIME_VERSION,
-// $HUB (address), $LOGIN (arguments of the hub's login command).
+// $PYTHON (the version that environments can have here), $HUB (address), $LOGIN
+// (arguments of the hub's login command).
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -41,7 +42,7 @@ func TestScripts(t *testing.T) {
 			for k, v := range map[string]string{
 				"PATH":           bin + string(filepath.ListSeparator) + os.Getenv("PATH"),
 				"ATELIER_CONFIG": filepath.Join(w.dir, "atelier.toml"),
-				"DIGITS1":        digits(1), "DIGITS2": digits(2), "RUNTIME": library, "RUNTIME_VERSION": version,
+				"DIGITS1":        digits(1), "DIGITS2": digits(2), "RUNTIME": library, "RUNTIME_VERSION": version, "PYTHON": debianPython(),
 				"HUB": "https://" + w.listen, "LOGIN": strings.TrimPrefix(w.login, "atelier login "), "DATA": filepath.Join(w.dir, "hub"),
 			} {
 				env.Setenv(k, v)

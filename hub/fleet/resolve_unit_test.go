@@ -1,0 +1,40 @@
+package fleet
+
+import (
+	"testing"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// TestChooseScript sees which devices get a scoring script, with the environment of
+// their architecture, and what the others are told.
+func TestChooseScript(t *testing.T) {
+	t.Parallel()
+	variant := func(arch, glibc string) atelier.Variant {
+		return atelier.Variant{
+			Kind: atelier.VariantPython, Entry: "score.py", Requires: atelier.Requirements{Arch: []string{arch}},
+			Environment: &atelier.VariantEnvironment{Name: "sklearn", Number: 1, NeedsGlibc: glibc, Artifact: atelier.File{Path: arch}},
+		}
+	}
+	v := &atelier.Version{Model: "churn", Number: 1, Variants: []atelier.Variant{variant("amd64", "2.36"), variant("arm64", "2.9")}}
+	python := []string{atelier.FeaturePython}
+	for name, c := range map[string]struct {
+		facts  atelier.Facts
+		reason atelier.Reason // "" where it gets one
+	}{
+		"amd64":            {atelier.Facts{OS: "linux", Arch: "amd64", Features: python, Glibc: "2.36"}, ""},
+		"arm64":            {atelier.Facts{OS: "linux", Arch: "arm64", Features: python, Glibc: "2.31"}, ""},
+		"unknown glibc":    {atelier.Facts{OS: "linux", Arch: "amd64", Features: python}, ""},
+		"old glibc":        {atelier.Facts{OS: "linux", Arch: "amd64", Features: python, Glibc: "2.35"}, atelier.ReasonRuntimeMissing},
+		"old agent":        {atelier.Facts{OS: "linux", Arch: "amd64", Glibc: "2.36"}, atelier.ReasonUnsupportedFeature},
+		"another platform": {atelier.Facts{OS: "linux", Arch: "riscv64", Features: python}, atelier.ReasonVariantMissing},
+	} {
+		got, runtime, why := (&plan{}).choose(v, &atelier.Device{Meta: atelier.Meta{Name: "press"}, Facts: c.facts})
+		switch {
+		case c.reason == "" && (why != nil || runtime != nil || got.Environment == nil || got.Environment.Artifact.Path != c.facts.Arch):
+			t.Errorf("%s: %+v %v %v", name, got, runtime, why)
+		case c.reason != "" && (why == nil || why.Reason() != c.reason || why.Remedy() == ""):
+			t.Errorf("%s: %v, want %s", name, why, c.reason)
+		}
+	}
+}
