@@ -45,6 +45,7 @@ func (c *Client) UploadBlob(ctx context.Context, ws string, content io.Reader, s
 	if want != "" {
 		query.Set("digest", string(want))
 	}
+	content = io.NopCloser(content) // whoever opened it closes it
 	if size == 0 {
 		content = http.NoBody
 	}
