@@ -176,7 +176,8 @@ func upload(ctx context.Context, o options, workspace, path string) (_ *atelier.
 	}
 	// Content that is there already is sent again: that lets its age begin anew, so that
 	// it is not collected before the build names it.
-	if _, err := o.client.UploadBlob(ctx, workspace, f, size, d); err != nil {
+	// Exactly what was hashed, and without a Close: the client would close the file.
+	if _, err := o.client.UploadBlob(ctx, workspace, io.LimitReader(f, size), size, d); err != nil {
 		return nil, err
 	}
 	return &atelier.File{Path: filepath.Base(path), Digest: d, Size: size}, nil

@@ -10,7 +10,7 @@
 // that refreshes itself would bury what matters. So are the verbs that every
 // device does many times a minute (telemetry, content, reports): a synced row for
 // each would cost more than the work itself, and what they did can be seen in
-// what they wrote.
+// what they wrote. A builder that keeps what it has claimed is like them.
 package access
 
 import "context"

@@ -29,6 +29,7 @@ const (
 	EnvironmentShow   Verb = "environment.show"   // read an environment and the logs of its builds
 	EnvironmentDelete Verb = "environment.delete" // delete a version of an environment
 	EnvironmentBuild  Verb = "environment.build"  // claim a build, and say what came of it
+	EnvironmentHold   Verb = "environment.hold"   // keep a build that was claimed
 
 	RuntimeRegister Verb = "runtime.register" // add a runtime to the hub
 	RuntimeList     Verb = "runtime.list"     // see the hub's runtimes
@@ -101,7 +102,7 @@ var ofDevice = map[Verb]bool{
 // frequent are the verbs that a device does many times a minute, and a builder as
 // long as it builds.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentBuild: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentHold: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

@@ -150,7 +150,7 @@ func (s *server) registerBuilds(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "renew-build", Method: http.MethodPut, Path: build + "/lease", Tag: tag, Summary: "Keep a claimed build",
-		Verb: access.EnvironmentBuild, Kind: kind, Object: "environment", Errors: []atelier.Code{atelier.Stale},
+		Verb: access.EnvironmentHold, Kind: kind, Object: "environment", Errors: []atelier.Code{atelier.Stale},
 	}, func(ctx context.Context, in *struct {
 		BuildParam
 		Body buildLease
