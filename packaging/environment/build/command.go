@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -46,7 +47,8 @@ func (b *build) run(c command) error {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	last := &tail{}
-	both := io.MultiWriter(b.log, last)
+	// Standard output and error come by two goroutines where their writers differ.
+	both := &serial{w: io.MultiWriter(b.log, last)}
 	cmd.Stdout, cmd.Stderr = both, both
 	if c.out != nil {
 		cmd.Stdout = io.MultiWriter(both, c.out)
@@ -55,6 +57,18 @@ func (b *build) run(c command) error {
 		return &toolError{tool, last.line(), err}
 	}
 	return nil
+}
+
+// serial lets one writer write at a time.
+type serial struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *serial) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
 }
 
 // cleanEnvironment takes away what would steer an interpreter away from its own
