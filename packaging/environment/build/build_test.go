@@ -90,6 +90,9 @@ print(len(others))`
 		copyGlibc(t, jail, library)
 	}
 	if os.Getuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("a root file system of its own takes root")
+		}
 		t.Skip("a root file system of its own takes root")
 	}
 	// $ORIGIN is found out through /proc, which every device has.
