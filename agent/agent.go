@@ -183,6 +183,9 @@ func (a *agent) openLocal() {
 				"way", c.Way, "received", c.Received, "difference_failed", c.Failed)
 			a.runner.Arrived(file, c.Way, c.Received)
 			a.arrivals.Arrived(c.Way, file.Size, c.Received, c.Failed)
+			if c.Way == transfer.WayDifference || c.Failed {
+				giveBack() // decoding takes more than the agent has otherwise
+			}
 		},
 		Log:      a.log.With("part", "fetch"),
 		Policy:   a.diskPolicy,

@@ -23,9 +23,15 @@ func slim(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-			debug.FreeOSMemory()
-			releaseProgram()
+			giveBack()
 			timer.Reset(giveEvery)
 		}
 	}
+}
+
+// giveBack collects what nobody uses and gives it back to the system: it takes some
+// milliseconds.
+func giveBack() {
+	debug.FreeOSMemory()
+	releaseProgram()
 }

@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -297,6 +298,7 @@ func (c *Cache) note(e *entry) error {
 
 // Run makes differences until ctx ends.
 func (c *Cache) Run(ctx context.Context) error {
+	worked := false
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		j := c.next()
@@ -305,6 +307,10 @@ func (c *Cache) Run(ctx context.Context) error {
 		}
 		c.mu.Unlock()
 		if j == nil {
+			if worked {
+				debug.FreeOSMemory() // coding takes tens of megabytes, which the runtime would keep for minutes
+				worked = false
+			}
 			select {
 			case <-ctx.Done():
 			case <-c.wake:
@@ -313,6 +319,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		}
 		e, err := c.build(ctx, j)
 		c.finish(ctx, j, e, err)
+		worked = true
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
