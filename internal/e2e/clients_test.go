@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -40,6 +42,28 @@ func TestOtherPeoplesClients(t *testing.T) {
 		}
 		if !strings.Contains(out, "gRPC 588 of 599") {
 			t.Errorf("tritonclient says: %s", out)
+		}
+	})
+	t.Run("mosquitto_rr", func(t *testing.T) {
+		host, port, err := net.SplitHostPort(d.gateway)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := heldOut()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := json.Marshal(map[string]any{"data": h.Pixels[:1]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, errOut, err := run(t.Context(), nil, tool(t, "mosquitto_rr"), "-V", "5", "-h", host, "-p", port, "-u", "digits", "-P", e.key,
+			"-t", "endpoints/digits/score", "-e", "endpoints/digits/answers/mine", "-m", string(body), "-W", "30")
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, out, errOut)
+		}
+		if !strings.Contains(out, fmt.Sprintf(`"digit":[%d]`, h.Digits[0])) {
+			t.Errorf("mosquitto_rr says: %s", out)
 		}
 	})
 	t.Run("promtool", func(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving/http1"
+	"github.com/atelier-edge/atelier/serving/topics"
 )
 
 // maxDiscard is how much of an unwanted body is read so that a client gets to
@@ -100,6 +101,10 @@ func (c *client) next() bool {
 		c.out = nil
 	}
 	if !c.await() {
+		return false
+	}
+	if first, err := c.r.Peek(1); err == nil && first[0] == topics.First {
+		c.serveMQTT()
 		return false
 	}
 	begin := time.Now()

@@ -96,6 +96,7 @@ type Gateway struct {
 	clients   sync.WaitGroup
 
 	http2 http2
+	mqtt  mqtt
 }
 
 // New makes a gateway with the table that is saved in its state directory. A
@@ -200,6 +201,11 @@ func (g *Gateway) welcome(conn net.Conn) {
 	if g.opts.TLS != nil {
 		conn = tls.Server(conn, g.opts.TLS)
 	}
+	g.serveConn(conn)
+}
+
+// serveConn does the same with a connection that needs no TLS.
+func (g *Gateway) serveConn(conn net.Conn) {
 	c := newClient(g, conn)
 	g.mu.Lock()
 	full := len(g.conns) >= g.opts.MaxConns
@@ -235,7 +241,10 @@ func (g *Gateway) drain() {
 	g.mu.Unlock()
 	done := make(chan struct{})
 	go func() { // ends with the last client
-		g.http2.end(g.opts.Times.Drain)
+		var others sync.WaitGroup
+		others.Go(func() { g.http2.end(g.opts.Times.Drain) })
+		others.Go(func() { g.mqtt.end(g.opts.Times.Drain) })
+		others.Wait()
 		g.clients.Wait()
 		close(done)
 	}()

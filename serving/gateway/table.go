@@ -114,6 +114,7 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 			r.backend.recall()
 		}
 	}
+	g.mqtt.recheck()
 	departed := 0
 	for i := len(g.backends) - 1; i >= 0; i-- { // the newest last
 		b := g.backends[i]
