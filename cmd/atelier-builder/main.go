@@ -61,7 +61,7 @@ func command() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			token := os.Getenv("ATELIER_TOKEN")
 			if token == "" {
-				return atelier.Errorf(atelier.Invalid, "there is no token").WithRemedy("Make one with 'atelier token create builder --role admin', and set ATELIER_TOKEN.")
+				return atelier.Errorf(atelier.Invalid, "there is no token").WithRemedy("Make one with 'atelier token create builder --role builder', and set ATELIER_TOKEN.")
 			}
 			// What the builder runs has no business with it.
 			if err := os.Unsetenv("ATELIER_TOKEN"); err != nil {

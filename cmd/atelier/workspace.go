@@ -183,7 +183,7 @@ func (a *app) tokenCommand() *cobra.Command {
 			return a.print(t, func() table { return table{rows: [][]string{{t.Secret}}} })
 		},
 	}
-	create.Flags().StringVar(&role, "role", "viewer", "what it may do: viewer reads, admin does everything")
+	create.Flags().StringVar(&role, "role", "viewer", "what it may do: viewer reads, builder builds environments, admin does everything")
 	create.Flags().StringVar(&workspace, "for", "", "the only workspace that it may touch; all where empty")
 	list := &cobra.Command{
 		Use: "list", Short: "List the access tokens", Aliases: []string{"ls"}, Args: exactly(0),

@@ -35,7 +35,7 @@ type Principal struct {
 	// Workspace is the id of the only workspace that the caller may touch, ""
 	// for one that is not bound to one.
 	Workspace string
-	// Role is what a User may do: Admin everything, Viewer only read.
+	// Role is what a User may do: Admin everything, Viewer only read, Builder only build environments.
 	Role string
 }
 

@@ -117,6 +117,10 @@ func decideUser(p Principal, v Verb, o Object) decision {
 		return allow("a viewer may read")
 	case p.Role == Viewer:
 		return refuse(atelier.Forbidden, "a viewer may only read")
+	case p.Role == Builder && ofBuilder[v]:
+		return allow("a builder may build environments")
+	case p.Role == Builder:
+		return refuse(atelier.Forbidden, "a builder may only build environments")
 	}
 	return refuse(atelier.Forbidden, "the token has no role that is known")
 }

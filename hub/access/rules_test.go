@@ -66,6 +66,7 @@ var (
 		environment.list environment.show runtime.list runtime.show token.list join-token.list device.list device.show deployment.list deployment.show
 		endpoint.list endpoint.show telemetry.query event.watch audit.show hub.show`)
 	deviceVerbs    = set(`device.connect device.renew state.report content.pull content.push telemetry.write`)
+	builderVerbs   = set(`hub.show workspace.list environment.list environment.show environment.build environment.hold blob.upload blob.show`)
 	sharedVerbs    = set(`hub.show workspace.list runtime.list runtime.show`)
 	unauditedVerbs = set(`state.report content.pull content.push telemetry.write environment.hold`)
 )
@@ -107,6 +108,10 @@ func TestRules(t *testing.T) {
 		{"an admin", user(access.Admin, ""), hub, func(v access.Verb) atelier.Code { return yes(!ofDevices(v)) }},
 		{"an admin", user(access.Admin, ""), there, func(v access.Verb) atelier.Code { return yes(!ofDevices(v)) }},
 		{"a viewer", user(access.Viewer, ""), there, func(v access.Verb) atelier.Code { return yes(readVerbs[v]) }},
+		{"a builder", user(access.Builder, ""), there, func(v access.Verb) atelier.Code { return yes(builderVerbs[v]) }},
+		{"a bound builder at home", user(access.Builder, own), here, func(v access.Verb) atelier.Code { return yes(builderVerbs[v]) }},
+		{"a bound builder elsewhere", user(access.Builder, own), there, func(access.Verb) atelier.Code { return atelier.NotFound }},
+		{"a bound builder on the hub", user(access.Builder, own), hub, func(v access.Verb) atelier.Code { return yes(builderVerbs[v] && sharedVerbs[v]) }},
 		{"a bound admin at home", user(access.Admin, own), here, func(v access.Verb) atelier.Code { return yes(!ofDevices(v)) }},
 		{"a bound admin elsewhere", user(access.Admin, own), there, func(access.Verb) atelier.Code { return atelier.NotFound }},
 		{"a bound admin on the hub", user(access.Admin, own), hub, func(v access.Verb) atelier.Code { return yes(sharedVerbs[v]) }},

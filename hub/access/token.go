@@ -18,8 +18,9 @@ import (
 
 // The roles of an access token.
 const (
-	Admin  = "admin"  // everything
-	Viewer = "viewer" // whatever only reads
+	Admin   = "admin"   // everything
+	Viewer  = "viewer"  // whatever only reads
+	Builder = "builder" // claim builds of environments, and deliver what came of them
 )
 
 // A secret is secretPrefix and secretBytes of chance in base64url without
@@ -36,7 +37,7 @@ const relSecret = "secret"
 // AccessToken is a credential for people and programs.
 type AccessToken struct {
 	atelier.Meta
-	Role string `json:"role"` // Admin or Viewer
+	Role string `json:"role"` // Admin, Viewer or Builder
 	// Workspace is the id of the only workspace that the token is good for; ""
 	// for all of them and the hub itself.
 	Workspace string     `json:"workspace,omitempty"`
@@ -86,8 +87,8 @@ func (a *Authority) check(t AccessToken) error {
 	if err := atelier.CheckName("token", t.Name); err != nil {
 		return err
 	}
-	if t.Role != Admin && t.Role != Viewer {
-		return atelier.Errorf(atelier.Invalid, "role %.40q is neither %q nor %q", t.Role, Admin, Viewer).WithField("role")
+	if t.Role != Admin && t.Role != Viewer && t.Role != Builder {
+		return atelier.Errorf(atelier.Invalid, "role %.40q is none of %q, %q and %q", t.Role, Admin, Viewer, Builder).WithField("role")
 	}
 	if t.Expires != nil && !t.Expires.After(a.now()) {
 		return atelier.Errorf(atelier.Invalid, "the token would expire at %s, which has passed", t.Expires.UTC().Format(time.RFC3339)).

@@ -99,6 +99,13 @@ var ofDevice = map[Verb]bool{
 	ContentPull: true, ContentPush: true, TelemetryWrite: true,
 }
 
+// ofBuilder are the verbs that it takes to find what is to be built, and to deliver it.
+// What builds runs what others wrote: it can read no model and change nothing else.
+var ofBuilder = map[Verb]bool{
+	HubShow: true, WorkspaceList: true, EnvironmentList: true, EnvironmentShow: true, EnvironmentBuild: true, EnvironmentHold: true,
+	BlobUpload: true, BlobShow: true,
+}
+
 // frequent are the verbs that a device does many times a minute, and a builder as
 // long as it builds.
 var frequent = map[Verb]bool{

@@ -68,7 +68,7 @@ func (c *Client) RotateStateKey(ctx context.Context, ws string) error {
 // AccessToken is a token for people and programs.
 type AccessToken struct {
 	atelier.Meta
-	Role      string     `json:"role"` // "admin" or "viewer"
+	Role      string     `json:"role"` // "admin", "viewer" or "builder"
 	Workspace string     `json:"workspace,omitempty"`
 	Expires   *time.Time `json:"expires,omitempty"`
 	Secret    string     `json:"secret,omitempty"` // in the answer to CreateToken only
