@@ -14,7 +14,7 @@ import (
 
 type newToken struct {
 	Name      string     `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
-	Role      string     `json:"role" enum:"admin,viewer,builder" doc:"admin does everything, viewer reads"`
+	Role      string     `json:"role" enum:"admin,viewer,builder" doc:"admin does everything, viewer reads, builder builds environments"`
 	Workspace string     `json:"workspace,omitempty" maxLength:"63" doc:"Name or id of the only workspace that it is good for; all without it"`
 	Expires   *time.Time `json:"expires,omitempty" doc:"When it ends; never without it"`
 }
