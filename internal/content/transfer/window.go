@@ -11,6 +11,7 @@ type window struct {
 
 	rate   float64       // bytes a second
 	trip   time.Duration // the shortest round trip, 0 before the first
+	stall  time.Duration // the longest silence that something came after all
 	since  time.Time     // when the sample began
 	amount int64         // bytes of the sample
 }
@@ -36,7 +37,7 @@ func (w *window) step() int64 { return max(w.frame, w.size()/8) }
 // patience returns how long nothing new may come before something is taken for
 // lost, when that has happened tries times in a row already.
 func (w *window) patience(tries int) time.Duration {
-	d := max(shortestWait, 4*w.trip)
+	d := max(shortestWait, 4*w.trip, min(2*w.stall, longestWait))
 	if w.trip == 0 {
 		d = firstWait
 	}
@@ -50,6 +51,11 @@ func (w *window) patience(tries int) time.Duration {
 	}
 	return min(d<<min(tries, 4), max(longestWait, d))
 }
+
+// stalled takes in that after a silence that patience took for a loss what was on its
+// way came: the peer, or this machine, is busy with others. Asking again makes it
+// busier: what is on its way is then sent twice.
+func (w *window) stalled(d time.Duration) { w.stall = max(w.stall, d) }
 
 // answered takes in how long the first data of a round needed.
 func (w *window) answered(d time.Duration) {
