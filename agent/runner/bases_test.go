@@ -23,8 +23,8 @@ func TestBases(t *testing.T) {
 		"a": {Current: module("stranger", "m.onnx", file("m.onnx", "strange"))},
 		"b": {Current: module("digits", "other.onnx", file("other.onnx", "other"), file("words.txt", "other words"))},
 		"c": {
-			Current:   module("digits", "v2.onnx", file("v2.onnx", "two"), file("words.txt", "words two")),
-			Previous:  module("digits", "v1.onnx", file("v1.onnx", "one"), file("words.txt", "words")),
+			Current:  module("digits", "v2.onnx", file("v2.onnx", "two"), file("words.txt", "words two")),
+			Previous: module("digits", "v1.onnx", file("v1.onnx", "one"), file("words.txt", "words")),
 			Candidate: module("digits", "v3.onnx", file("v3.onnx", "three"), file("words.txt", "words three"),
 				file("v3-words.txt", "more"), file("deep/v2.onnx", "moved"), file("large.txt", strings.Repeat("large", 100))),
 		},
