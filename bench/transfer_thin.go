@@ -81,6 +81,7 @@ func transferThin(ctx context.Context, w *world) ([]Figure, error) {
 	}
 	var figures []Figure
 	version := uint64(0)
+	var offs []float64
 	for _, link := range thinLinks {
 		if err := proxy.thin(ctx, link); err != nil {
 			return nil, err
@@ -91,6 +92,10 @@ func transferThin(ctx context.Context, w *world) ([]Figure, error) {
 				return nil, err
 			}
 			version++
+			planned, err := w.planned(ctx, "thin", "--device", d.name)
+			if err != nil {
+				return nil, err
+			}
 			began := time.Now()
 			counted.watch(int64(link.size))
 			if _, err := w.bring(ctx, "thin", d); err != nil {
@@ -98,6 +103,11 @@ func transferThin(ctx context.Context, w *world) ([]Figure, error) {
 			}
 			// Until the last byte of it was there: what comes then, checking, syncing
 			// and starting the module, is not the link's.
+			received, err := w.received(ctx, "thin", false)
+			if err != nil {
+				return nil, err
+			}
+			offs = append(offs, off(planned, received))
 			shares = append(shares, float64(link.size)/counted.reached().Sub(began).Seconds()/float64(link.rate))
 			took, err := plain.copy(ctx, link.size)
 			if err != nil {
@@ -136,7 +146,7 @@ func transferThin(ctx context.Context, w *world) ([]Figure, error) {
 		fmt.Fprintf(w.out, "  %s, cut %d times: %.0f kB more than the version\n", last.name, n, twice/1e3)
 	}
 	window := float64(last.rate) * (last.trip + 100*time.Millisecond).Seconds()
-	return append(figures, lower("bytes beyond the version for each cut, link of "+last.name+" cut every 5 s", "bytes", again).want(window)), nil
+	return append(figures, offFigure("all rounds over thin links", offs), lower("bytes beyond the version for each cut, link of "+last.name+" cut every 5 s", "bytes", again).want(window)), nil
 }
 
 // counter passes connections on and counts their bytes, as the device's socket
