@@ -26,7 +26,7 @@ var huge = benchmark{
 const (
 	smallSize  = 512 << 20
 	hugeSize   = 5 << 30
-	hugeLayer  = 64 << 20 // bytes of float32 weights
+	hugeLayer  = 16 << 20 // bytes of float32 weights
 	hugeGrowth = 1.25     // of the peak from the small version to the huge one, at most
 )
 
