@@ -48,54 +48,44 @@ func TestStatementsAreKept(t *testing.T) {
 		t.Errorf("after ten uses of one statement %d are kept, expected were %d", got, before+1)
 	}
 
-	// The same query within a loop over its rows.
-	const query = "SELECT a FROM t WHERE a < $1 ORDER BY a"
-	outer, err := one.QueryContext(ctx, query, 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pairs [][2]int
-	for outer.Next() {
-		var a int
-		if err := outer.Scan(&a); err != nil {
-			t.Fatal(err)
-		}
-		inner, err := one.QueryContext(ctx, query, 2)
+	// each calls fn with the numbers that a query brings, until it returns false.
+	each := func(fn func(int) bool, query string, args ...any) {
+		t.Helper()
+		rows, err := one.QueryContext(ctx, query, args...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for inner.Next() {
-			var b int
-			if err := inner.Scan(&b); err != nil {
+		defer func() { _ = rows.Close() }()
+		for rows.Next() {
+			var a int
+			if err := rows.Scan(&a); err != nil {
 				t.Fatal(err)
 			}
-			pairs = append(pairs, [2]int{a, b})
+			if !fn(a) {
+				break
+			}
 		}
-		if err := inner.Close(); err != nil {
+		if err := rows.Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := outer.Close(); err != nil {
-		t.Fatal(err)
-	}
+
+	// The same query within a loop over its rows.
+	const query = "SELECT a FROM t WHERE a < $1 ORDER BY a"
+	var pairs [][2]int
+	each(func(a int) bool {
+		each(func(b int) bool { pairs = append(pairs, [2]int{a, b}); return true }, query, 2)
+		return true
+	}, query, 3)
 	if want := "[[0 0] [0 1] [1 0] [1 1] [2 0] [2 1]]"; fmt.Sprint(pairs) != want {
 		t.Errorf("nested uses of a statement saw %v, expected was %s", pairs, want)
 	}
 
 	// A loop that is left early, and then another table under the same name.
-	last := func() (a int) {
+	last := func() (last int) {
 		t.Helper()
-		rows, err := one.QueryContext(ctx, "SELECT a FROM t ORDER BY a DESC")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if rows.Next() {
-			err = rows.Scan(&a)
-		}
-		if cerr := rows.Close(); err != nil || cerr != nil {
-			t.Fatal(err, cerr)
-		}
-		return a
+		each(func(a int) bool { last = a; return false }, "SELECT a FROM t ORDER BY a DESC")
+		return last
 	}
 	if got := last(); got != 9 {
 		t.Errorf("the last row is %d, expected was 9", got)

@@ -291,7 +291,9 @@ func (s *Sender) wanted(peer string, id uint64, w wantFrame) {
 }
 
 // say sends a frame that answers; if it is lost, the peer asks again.
-func (s *Sender) say(peer string, frame []byte) error {
+func (s *Sender) say(peer string, frame []byte) { _ = s.send(peer, frame) }
+
+func (s *Sender) send(peer string, frame []byte) error {
 	err := s.opts.Send(peer, frame)
 	if err != nil {
 		s.opts.Log.Debug("a content frame could not be sent", "peer", peer, "error", err)
@@ -399,7 +401,7 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		if frame == nil {
 			break
 		}
-		if err := s.say(t.peer, frame); err != nil {
+		if err := s.send(t.peer, frame); err != nil {
 			t.unsent()
 			if atelier.CodeOf(err) == atelier.Exhausted {
 				t.park(busy, s.ready)
