@@ -1,6 +1,9 @@
 package atelier
 
-import "slices"
+import (
+	"path"
+	"slices"
+)
 
 // Placed are the modules of one deployment on a device: that which runs, nil for
 // none, and all of them, the running one first.
@@ -16,7 +19,10 @@ const MaxResembling = 16
 // which these are the modules, by deployment and those that are staged. First what
 // has the same path in other rollouts of a module that needs file, the running one
 // first, or is what the engine loads there, if file is that; then the same in modules
-// with the same model; then what else those modules have.
+// with the same model; then what else those have that looks like it: of the same name in
+// another directory, or of the same kind, by its name, and neither a quarter of its
+// size nor four times as large. A difference to anything else takes a hub long to find
+// out to be of no use.
 //
 // An agent names them in this order when it asks for content, and a hub that plans
 // has to know.
@@ -49,18 +55,22 @@ func Resembling(file File, placed []Placed, staged []*Module) []Digest {
 			further = append(further, c)
 		}
 	}
-	var alike, rest []Digest
+	var alike, named, rest []Digest
 	for _, m := range append(near, further...) {
 		for _, f := range m.Content() {
-			if f.Path == file.Path || entry && f.Path == m.Model.Variant.Entry {
+			switch {
+			case f.Path == file.Path || entry && f.Path == m.Model.Variant.Entry:
 				alike = append(alike, f.Digest)
-			} else {
+			case needs(m): // the rest of the same version
+			case path.Base(f.Path) == path.Base(file.Path):
+				named = append(named, f.Digest)
+			case path.Ext(f.Path) == path.Ext(file.Path) && f.Size < 4*file.Size && file.Size < 4*f.Size:
 				rest = append(rest, f.Digest)
 			}
 		}
 	}
 	var all []Digest
-	for _, d := range append(alike, rest...) {
+	for _, d := range slices.Concat(alike, named, rest) {
 		if d != file.Digest && !slices.Contains(all, d) {
 			all = append(all, d)
 		}

@@ -197,7 +197,7 @@ func (a *agent) openLocal() {
 		Open:    func(d digest) (runner.Blob, error) { return a.content.Open(d) },
 		Gateway: a.gateway.Client(), Ready: gateway.Ready,
 		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs,
-		Changed: a.changed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
+		Changed: a.changed, Progressed: a.progressed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})
 	a.bundles = bundles.New(bundles.Options{
 		Device: a.identity.Device, Workspace: a.identity.Workspace, State: a.store, Content: a.content, Fetcher: a.fetcher,
@@ -353,6 +353,9 @@ func (a *agent) upkeep(ctx context.Context) {
 
 // changed tells that the reported state may have changed.
 func (a *agent) changed() { a.reporter.Changed() }
+
+// progressed tells that a fetch is further than before.
+func (a *agent) progressed() { a.reporter.Progressed() }
 
 // renewed connects anew with a new certificate; modules notice nothing.
 func (a *agent) renewed(*x509.Certificate) {

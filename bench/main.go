@@ -32,6 +32,7 @@ type benchmark struct {
 	name  string
 	about string
 	parts []part
+	named bool // runs only when it is named
 }
 
 // part measures some figures in a world of its own.
@@ -40,7 +41,7 @@ type part struct {
 	measure func(context.Context, *world) ([]Figure, error)
 }
 
-var benchmarks = []benchmark{spine, transfer}
+var benchmarks = []benchmark{spine, transfer, huge}
 
 // limit is how long one benchmark may take.
 const limit = 20 * time.Minute
@@ -88,7 +89,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	fmt.Fprintln(out, machine(ctx))
 	for _, b := range benchmarks {
-		if flags.NArg() > 0 && !slices.Contains(flags.Args(), b.name) {
+		if (flags.NArg() > 0 || b.named) && !slices.Contains(flags.Args(), b.name) {
 			continue
 		}
 		if err := b.run(ctx, root, *only, out); err != nil {

@@ -57,6 +57,8 @@ type delivery struct {
 	pair
 	down, up   int64 // at the device's socket
 	difference int64 // of that the difference alone; 0 where the version came as it is
+	planned    int64 // what the plan said that the device would receive
+	received   int64 // what it says that it received
 	made       time.Duration
 	decoded    time.Duration
 	added      float64 // to the agent's resident memory meanwhile, at the peak
@@ -227,6 +229,9 @@ func (w *world) deliver(ctx context.Context, c *counter, name string, p pair) (g
 		return got, err
 	}
 	got.made = time.Since(began)
+	if got.planned, err = w.planned(ctx, name, "--prefetch"); err != nil {
+		return got, err
+	}
 	if err := c.settle(ctx); err != nil {
 		return got, err
 	}
@@ -253,6 +258,9 @@ func (w *world) deliver(ctx context.Context, c *counter, name string, p pair) (g
 		return got, err
 	}
 	got.added = max(0, after.peak-before.resident)
+	if got.received, err = w.received(ctx, name, true); err != nil {
+		return got, err
+	}
 	// The module goes with the deployment, before the agent is stopped.
 	if err := w.atelier(ctx, "deployment", "delete", name, "-q"); err != nil {
 		return got, err
@@ -363,13 +371,13 @@ func (d delivery) best() patch {
 
 func printDeliveries(out io.Writer, all []delivery) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "\n  PAIR\tSIZE\tON THE WIRE\tOF SIZE\tDIFFERENCE\tAROUND IT\tUP\t")
+	fmt.Fprint(t, "\n  PAIR\tSIZE\tON THE WIRE\tOF SIZE\tDIFFERENCE\tAROUND IT\tUP\tPLANNED\tRECEIVED\t")
 	for _, p := range all[0].peers {
 		fmt.Fprintf(t, "%s\t", p.tool)
 	}
 	fmt.Fprintln(t, "AGAINST THE BEST\t")
 	for _, d := range all {
-		fmt.Fprintf(t, "  %s\t%d\t%d\t%.1f %%\t%d\t%d\t%d\t", d.name, d.size, d.down, 100*float64(d.down)/float64(d.size), d.difference, d.down-d.came(), d.up)
+		fmt.Fprintf(t, "  %s\t%d\t%d\t%.1f %%\t%d\t%d\t%d\t%d\t%d\t", d.name, d.size, d.down, 100*float64(d.down)/float64(d.size), d.difference, d.down-d.came(), d.up, d.planned, d.received)
 		for _, p := range d.peers {
 			fmt.Fprintf(t, "%s\t", p)
 		}
@@ -381,7 +389,7 @@ func printDeliveries(out io.Writer, all []delivery) error {
 func pairFigures(all []delivery) []Figure {
 	var figures []Figure
 	var below, belowUnseen, unseen, seen float64
-	var made, decoded, up, around, added []float64
+	var made, decoded, up, around, added, offs []float64
 	for _, d := range all {
 		best := d.best()
 		name := "bytes on the wire, " + d.name
@@ -401,6 +409,7 @@ func pairFigures(all []delivery) []Figure {
 		f := lower(name, "bytes", []float64{float64(d.down)}).want(float64(best.size + beyond))
 		figures = append(figures, f.beside(best.tool, []float64{float64(best.size)}))
 		up = append(up, float64(d.up))
+		offs = append(offs, off(d.planned, d.received))
 		around = append(around, float64(d.down-d.came())/float64(d.down))
 		if d.difference == 0 || d.size < worthTiming {
 			continue
@@ -413,7 +422,8 @@ func pairFigures(all []delivery) []Figure {
 		higher("pairs below all other tools", "of the pairs", []float64{below / seen}).want(0.5),
 		higher("pairs below all other tools, of those not looked at before", "of the pairs", []float64{belowUnseen / unseen}).want(0.5),
 		lower("bytes around what is transferred, towards the device", "of the bytes on the wire", around),
-		lower("bytes from the device meanwhile", "bytes", up))
+		lower("bytes from the device meanwhile", "bytes", up),
+		offFigure("all pairs", offs))
 	if len(made) > 0 {
 		figures = append(figures,
 			higher("differences made and proved by the hub, versions of 8 MB and more", "MB/s of the version", made),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +10,10 @@ import (
 	"math/bits"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -27,7 +29,7 @@ type patchTool struct {
 
 // mostPatching bounds a tool's work on one pair: bsdiff takes minutes for a hundred
 // megabytes.
-const mostPatching = 4 * time.Minute
+const mostPatching = 3 * time.Minute
 
 var patchTools = []patchTool{
 	{name: "zstd -19", program: "zstd", arguments: func(_, newer, out string, _ int) []string {
@@ -87,37 +89,78 @@ func (p patch) order() int64 {
 	return p.size
 }
 
-// patchAll lets the tools work on all pairs, one after the other.
+// patching is how many tools work at once. What they make does not depend on it, and
+// what is timed was done before.
+const patching = 2
+
+// patchAll lets all tools work on all pairs, the largest first: they take longest.
 func patchAll(ctx context.Context, w *world, tools []patchTool, pairs []pair, made [][]patch) error {
-	for i, p := range pairs {
-		longest := p.size
-		info, err := os.Stat(p.older)
-		if err != nil {
-			return err
+	type task struct{ pair, tool int }
+	var tasks []task
+	for i := range pairs {
+		made[i] = make([]patch, len(tools))
+		for j := range tools {
+			tasks = append(tasks, task{i, j})
 		}
-		longest = max(longest, info.Size())
-		for _, t := range tools {
-			of, err := t.patch(ctx, w.dir, p.older, p.newer, max(bits.Len64(uint64(longest)), 20))
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.name, err)
+	}
+	slices.SortStableFunc(tasks, func(a, b task) int { return cmp.Compare(pairs[b.pair].size, pairs[a.pair].size) })
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	queue := make(chan task)
+	var working sync.WaitGroup
+	for range patching {
+		working.Go(func() {
+			for t := range queue {
+				p, tool := pairs[t.pair], tools[t.tool]
+				of, err := tool.patchPair(ctx, w.dir, p)
+				if err != nil {
+					cancel(fmt.Errorf("%s: %w", p.name, err)) // the others end with it
+					continue
+				}
+				made[t.pair][t.tool] = of
 			}
-			made[i] = append(made[i], of)
-		}
+		})
+	}
+	for _, t := range tasks {
+		queue <- t
+	}
+	close(queue)
+	working.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	for i, p := range pairs {
 		fmt.Fprintf(w.out, "  %s: by other tools %v\n", p.name, made[i])
 	}
 	return nil
 }
 
+// patchPair is patch with a window that holds either file.
+func (t patchTool) patchPair(ctx context.Context, dir string, p pair) (patch, error) {
+	info, err := os.Stat(p.older)
+	if err != nil {
+		return patch{}, err
+	}
+	return t.patch(ctx, dir, p.older, p.newer, max(bits.Len64(uint64(max(p.size, info.Size()))), 20))
+}
+
 func (t patchTool) patch(ctx context.Context, dir, older, newer string, window int) (patch, error) {
 	ctx, cancel := context.WithTimeout(ctx, mostPatching)
 	defer cancel()
-	out := filepath.Join(dir, "patch "+t.name)
+	f, err := os.CreateTemp(dir, "patch-*")
+	if err != nil {
+		return patch{}, err
+	}
+	out := f.Name()
+	if err := f.Close(); err != nil {
+		return patch{}, err
+	}
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, t.program, t.arguments(older, newer, out, window)...)
 	cmd.Stderr = &said
-	err := cmd.Run()
+	err = cmd.Run()
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return patch{t.name, -1}, nil
+		return patch{t.name, -1}, os.Remove(out)
 	}
 	if err != nil {
 		return patch{}, fmt.Errorf("%s: %w\n%s", t.name, err, said.String())

@@ -26,7 +26,7 @@ func transferSpeed(ctx context.Context, w *world) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	var pulled, fetched, peaks []float64
+	var pulled, fetched, peaks, offs []float64
 	for round := range speedRounds {
 		file, err := w.registerNoise(ctx, "large", speedSize, uint64(round))
 		if err != nil {
@@ -37,6 +37,10 @@ func transferSpeed(ctx context.Context, w *world) ([]Figure, error) {
 			return nil, err
 		}
 		fetched = append(fetched, speedSize/1e6/took.Seconds())
+		planned, err := w.planned(ctx, "large", "--device", d.name)
+		if err != nil {
+			return nil, err
+		}
 		if err := resetPeak(d.agent.PID()); err != nil {
 			return nil, err
 		}
@@ -49,6 +53,11 @@ func transferSpeed(ctx context.Context, w *world) ([]Figure, error) {
 			return nil, err
 		}
 		peaks = append(peaks, m.peak)
+		received, err := w.received(ctx, "large", false)
+		if err != nil {
+			return nil, err
+		}
+		offs = append(offs, off(planned, received))
 		fmt.Fprintf(w.out, "  pulled at %.0f MB/s, curl at %.0f MB/s, the agent's peak %.1f MB\n", pulled[round], fetched[round], m.peak/1e6)
 	}
 	share := higher("a version of 256 MB over mutual TLS on loopback, verified and synced: the rate against curl's", "times", ratios(pulled, fetched)).want(0.5)
@@ -56,6 +65,7 @@ func transferSpeed(ctx context.Context, w *world) ([]Figure, error) {
 		share.beside("curl over HTTPS, then sha256sum and sync, MB/s", fetched),
 		higher("its rate", "MB/s", pulled),
 		lower("atelier-agent resident, peak meanwhile", "bytes", peaks).want(16e6),
+		offFigure("all rounds over loopback", offs),
 	}, nil
 }
 

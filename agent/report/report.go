@@ -27,6 +27,9 @@ type Options struct {
 // Times are the reporter's intervals.
 type Times struct {
 	Coalesce time.Duration // between two reports, at least
+	// Progress is the same where nothing but how far something is has changed: a hub
+	// that brings a version to many devices is told that by all of them.
+	Progress time.Duration
 	// Repeat is the pause before a report that was not acknowledged is sent
 	// again; it doubles up to RepeatMost.
 	Repeat, RepeatMost time.Duration
@@ -35,7 +38,7 @@ type Times struct {
 }
 
 // DefaultTimes are those of the agent.
-var DefaultTimes = Times{Coalesce: time.Second, Repeat: 3 * time.Second, RepeatMost: time.Minute, Refresh: 10 * time.Minute}
+var DefaultTimes = Times{Coalesce: time.Second, Progress: 5 * time.Second, Repeat: 3 * time.Second, RepeatMost: time.Minute, Refresh: 10 * time.Minute}
 
 // silentAfter is how many unanswered reports make a silent hub.
 const silentAfter = 4
@@ -51,6 +54,7 @@ type Reporter struct {
 	acked    uint64 // in this session
 	sent     bool   // a report was made in this session
 	changed  bool   // since the last report was made
+	moved    bool   // the same, but for how far something is
 }
 
 // New returns a reporter; Run makes it report.
@@ -64,6 +68,17 @@ func (r *Reporter) Changed() {
 	r.changed = true
 	r.mu.Unlock()
 	r.signal()
+}
+
+// Progressed tells that something is further than before, and no more. It does not block.
+func (r *Reporter) Progressed() {
+	r.mu.Lock()
+	first := !r.moved
+	r.moved = true
+	r.mu.Unlock()
+	if first {
+		r.signal()
+	}
 }
 
 // Begin tells that the hub has welcomed the device to session: what was
@@ -106,6 +121,7 @@ const (
 	nothing need = iota // all is known to the hub, or there is no session
 	wait                // the last report is not acknowledged yet
 	news                // something was not reported yet
+	further             // only how far something is was not
 )
 
 func (r *Reporter) need() (need, string) {
@@ -118,6 +134,8 @@ func (r *Reporter) need() (need, string) {
 		return news, r.session
 	case r.acked < r.sequence:
 		return wait, r.session
+	case r.moved:
+		return further, r.session
 	}
 	return nothing, r.session
 }
@@ -139,6 +157,14 @@ func (r *Reporter) Run(ctx context.Context) {
 			last = time.Now()
 			continue
 		case n == news:
+			timer.Reset(due)
+		case n == further:
+			if due = time.Until(last.Add(times.Progress)); due <= 0 {
+				unanswered = 0
+				r.report(ctx, session)
+				last = time.Now()
+				continue
+			}
 			timer.Reset(due)
 		case n == wait:
 			pause := times.RepeatMost
@@ -174,7 +200,7 @@ func (r *Reporter) Run(ctx context.Context) {
 // twice: by the time of its repetition there may be a newer one.
 func (r *Reporter) report(ctx context.Context, session string) {
 	r.mu.Lock()
-	r.changed = false // before the picture is made, so that no change is missed
+	r.changed, r.moved = false, false // before the picture is made, so that no change is missed
 	r.mu.Unlock()
 	state := r.opts.Snapshot()
 	r.mu.Lock()

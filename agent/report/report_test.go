@@ -59,6 +59,34 @@ func TestReportsAtMostOnceASecond(t *testing.T) {
 	})
 }
 
+// How far something is alone is told less often, and holds nothing else up.
+func TestProgressIsToldLessOften(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.Begin("s")
+		reports := func(d time.Duration) (n int) {
+			for began := time.Now(); time.Since(began) < d; time.Sleep(10 * time.Millisecond) {
+				b.Progressed()
+				synctest.Wait()
+				for len(b.sent) > 0 {
+					r := <-b.sent
+					b.Acked(r.Session, r.Sequence)
+					n++
+				}
+			}
+			return n
+		}
+		if n := reports(21 * time.Second); n != 5 {
+			t.Errorf("%d reports in 21 s, expected was one at the beginning and one every 5 s", n)
+		}
+		b.Changed()
+		if n := reports(500 * time.Millisecond); n != 1 {
+			t.Errorf("%d reports in the moment after a change, expected was one", n)
+		}
+	})
+}
+
 func TestRepeatsUntilAcknowledgedWithTheNewestPicture(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -22,9 +23,10 @@ func TestBases(t *testing.T) {
 		"a": {Current: module("stranger", "m.onnx", file("m.onnx", "strange"))},
 		"b": {Current: module("digits", "other.onnx", file("other.onnx", "other"), file("words.txt", "other words"))},
 		"c": {
-			Current:   module("digits", "v2.onnx", file("v2.onnx", "two"), file("words.txt", "words two")),
-			Previous:  module("digits", "v1.onnx", file("v1.onnx", "one"), file("words.txt", "words")),
-			Candidate: module("digits", "v3.onnx", file("v3.onnx", "three"), file("words.txt", "words three")),
+			Current:  module("digits", "v2.onnx", file("v2.onnx", "two"), file("words.txt", "words two")),
+			Previous: module("digits", "v1.onnx", file("v1.onnx", "one"), file("words.txt", "words")),
+			Candidate: module("digits", "v3.onnx", file("v3.onnx", "three"), file("words.txt", "words three"),
+				file("v3-words.txt", "more"), file("deep/v2.onnx", "moved"), file("large.txt", strings.Repeat("large", 100))),
 		},
 	}}
 	r := &Runner{slots: slots}
@@ -33,6 +35,7 @@ func TestBases(t *testing.T) {
 		first []string
 	}{
 		"what the engine loads": {file("v3.onnx", "three"), []string{"two", "one", "other"}},
+		"the same kind":         {atelier.File{Path: "v3-words.txt", Digest: atelier.DigestOf([]byte("more")), Size: 9}, []string{"words two", "words"}},
 		"the same path":         {file("words.txt", "words three"), []string{"words two", "words", "other words"}},
 	} {
 		got := r.Bases(in.file)
@@ -44,6 +47,13 @@ func TestBases(t *testing.T) {
 		if slices.Contains(got, in.file.Digest) || slices.Contains(got, atelier.DigestOf([]byte("strange"))) || len(got) > atelier.MaxResembling {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+	// What is of another kind or size is of no use, and a name alone is of some.
+	if got, want := r.Bases(file("deep/v2.onnx", "moved")), atelier.DigestOf([]byte("two")); len(got) == 0 || got[0] != want {
+		t.Errorf("bases of a file that lay in another directory: %v, expected was first %s", got, want)
+	}
+	if got := r.Bases(file("large.txt", strings.Repeat("large", 100))); len(got) != 0 {
+		t.Errorf("bases of a file that is larger than all others: %v", got)
 	}
 	if got := r.Bases(file("x", "nobody's")); len(got) != 0 {
 		t.Errorf("bases of what nobody needs: %v", got)

@@ -100,7 +100,7 @@ func (i *instance) progress(done int64) {
 	i.mu.Lock()
 	i.status.Fetched = done
 	i.mu.Unlock()
-	i.runner.opts.Changed()
+	i.runner.opts.Progressed()
 }
 
 // live carries the instance until it has left or leave ends; then the module

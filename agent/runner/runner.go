@@ -79,8 +79,10 @@ type Options struct {
 	Modules, Environments, Run, Programs string
 	// Changed is called whenever Status may have changed. It must not block.
 	Changed func()
-	Times   Times
-	Log     *slog.Logger
+	// Progressed is called instead where only how far a fetch is has changed.
+	Progressed func()
+	Times      Times
+	Log        *slog.Logger
 }
 
 // Times are the runner's patience in several respects.

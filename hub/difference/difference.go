@@ -73,6 +73,7 @@ type entry struct {
 	Decoding   time.Duration  `json:"decoding_ns,omitempty"`
 	Used       time.Time      `json:"used"`
 	passing    bool           // it may work another time: not written down
+	again      time.Time      // from when on it is worth another try; zero for never
 }
 
 // Stats tell what a Cache did since it was opened, and what it holds.
@@ -204,7 +205,7 @@ func (c *Cache) Find(target, base atelier.Digest) (*transfer.Difference, <-chan 
 	p := pair{target, base}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[p]
+	e := c.known(p)
 	if e == nil {
 		return nil, c.ask(p, true)
 	}
@@ -232,10 +233,24 @@ func (c *Cache) Prepare(target, base atelier.Digest) {
 	p := pair{target, base}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.entries[p] == nil {
+	if c.known(p) == nil {
 		c.ask(p, false)
 	}
 }
+
+// known returns what is known of a pair, nil where it is worth a try. c.mu is held.
+func (c *Cache) known(p pair) *entry {
+	e := c.entries[p]
+	if e != nil && !e.again.IsZero() && !c.opts.Now().Before(e.again) {
+		delete(c.entries, p)
+		return nil
+	}
+	return e
+}
+
+// tryAgain is how long a pair rests that could not be made for lack of space, or of one
+// of its contents: each device that asks would begin it anew.
+const tryAgain = 5 * time.Minute
 
 // spoiled drops a difference whose bytes are not what they were.
 func (c *Cache) spoiled(p pair, e *entry) {
@@ -346,10 +361,10 @@ func (c *Cache) finish(ctx context.Context, j *job, e *entry, err error) {
 	default:
 		c.stats.Failed++
 		c.opts.Log.Warn("a difference cannot be made; content is sent as it is", "target", j.pair.Target, "base", j.pair.Base, "error", err)
-		if code := atelier.CodeOf(err); code == atelier.NoSpace || code == atelier.NotFound {
-			return // looking for it again costs nothing
-		}
 		e = &entry{pair: j.pair, passing: true}
+		if code := atelier.CodeOf(err); code == atelier.NoSpace || code == atelier.NotFound {
+			e.again = c.opts.Now().Add(tryAgain)
+		}
 	}
 	if err := c.note(e); err != nil {
 		c.opts.Log.Warn("a difference cannot be written down; it is made again after a restart", "error", err)

@@ -478,6 +478,51 @@ func TestUnreadableIndex(t *testing.T) {
 	}
 }
 
+// A difference that failed for lack of space is not begun anew by each device that
+// asks, and is made when there was time to free some.
+func TestFailuresRest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	base, target := w.add(bytes.Repeat([]byte("old"), 10000)), w.add(bytes.Repeat([]byte("new"), 10000))
+	c := w.open()
+	stop := run(t, c)
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	w.disk.SetSpace(1 << 20)
+	if d, ready := c.Find(target, base); d != nil || ready == nil {
+		t.Fatalf("the difference is there already, or is not made: %v", d)
+	} else {
+		<-ready
+	}
+	for range 3 {
+		if d, ready := c.Find(target, base); d != nil || ready != nil {
+			t.Fatalf("after it failed: %v, being made: %t, expected was neither", d, ready != nil)
+		}
+	}
+	if n := c.Stats().Failed; n != 1 {
+		t.Errorf("it failed %d times, expected was once", n)
+	}
+	w.disk.SetSpace(1 << 40)
+	c.mu.Lock()
+	w.now = w.now.Add(tryAgain)
+	c.mu.Unlock()
+	_, ready := c.Find(target, base)
+	if ready == nil {
+		t.Fatal("it is not tried again")
+	}
+	<-ready
+	d, _ := c.Find(target, base)
+	if d == nil {
+		t.Fatal("with space it is still not made")
+	}
+	if err := d.Blob.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

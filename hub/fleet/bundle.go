@@ -49,7 +49,7 @@ func (f *Fleet) ExportBundle(ctx context.Context, workspace string, spec BundleS
 		ids[i] = devices[i].ID
 	}
 	// What was deployed a moment ago may not be in the states yet.
-	if err := f.resolveDevices(ctx, workspace, ids); err != nil {
+	if err := f.resolveDevices(ctx, workspace, ids, nil); err != nil {
 		return nil, err
 	}
 	signer, err := f.authority.StateSigner(workspace)

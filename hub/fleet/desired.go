@@ -15,9 +15,12 @@ import (
 
 // resolveIn returns the new positions of those devices whose desired state has to
 // change, and changes it where write is set.
-func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer trust.Signer, write bool) (map[string]atelier.Position, error) {
+func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer trust.Signer, read plans, write bool) (map[string]atelier.Position, error) {
 	changed := map[string]atelier.Position{}
-	p, err := loadPlan(tx, workspace)
+	if write {
+		delete(read, workspace) // what is written comes of the plan as it is now
+	}
+	p, err := read.of(tx, workspace)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +48,7 @@ func (f *Fleet) resolveIn(tx store.Tx, workspace string, ids []string, signer tr
 		if err != nil && !isNotFound(err) {
 			return nil, err
 		}
-		next, err := f.next(&p, &d, workspace, old, epoch, signer)
+		next, err := f.next(p, &d, workspace, old, epoch, signer)
 		if err != nil {
 			return nil, err
 		}

@@ -32,73 +32,116 @@ func (p *peer) object() access.Object {
 }
 
 // peers remembers devices between their messages. A device is forgotten when it
-// changes; what was read before it was forgotten is not remembered afterwards.
+// changes; what was being read of it when it was forgotten is not remembered.
 type peers struct {
-	mu      sync.Mutex
-	known   map[string]*peer
-	changes uint64
+	mu     sync.Mutex
+	known  map[string]*peer
+	places map[string]string   // workspaces by device: a device stays where it joined
+	reads  map[string]*reading // by device, while it is read
 }
 
-func (ps *peers) get(device string) (*peer, uint64) {
+// reading is one device being read, by so many callers at once.
+type reading struct {
+	callers int
+	stale   bool // the device changed meanwhile
+}
+
+// get returns a device that is known; otherwise where it was when it was, "" if it
+// never was, and a reading that the caller ends with remember.
+func (ps *peers) get(device string) (p *peer, workspace string, r *reading) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.known[device], ps.changes
+	if p := ps.known[device]; p != nil {
+		return p, "", nil
+	}
+	if ps.reads == nil {
+		ps.known, ps.places, ps.reads = map[string]*peer{}, map[string]string{}, map[string]*reading{}
+	}
+	if r = ps.reads[device]; r == nil || r.stale {
+		r = &reading{} // whoever reads what has changed since goes on with its own
+		ps.reads[device] = r
+	}
+	r.callers++
+	return nil, ps.places[device], r
 }
 
-func (ps *peers) remember(p *peer, since uint64) {
+// remember ends a reading of device; p is nil where it was not found.
+func (ps *peers) remember(device string, p *peer, r *reading) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if ps.changes != since {
-		return
+	if r.callers--; r.callers == 0 && ps.reads[device] == r {
+		delete(ps.reads, device)
 	}
-	if ps.known == nil {
-		ps.known = map[string]*peer{}
+	if p != nil && !r.stale {
+		ps.known[device], ps.places[device] = p, p.workspace
 	}
-	ps.known[p.device] = p
 }
 
+// forget makes a device be read anew.
 func (ps *peers) forget(device string) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	delete(ps.known, device)
-	ps.changes++
+	if r := ps.reads[device]; r != nil {
+		r.stale = true
+	}
+}
+
+// lose forgets also where a device was, after it was deleted.
+func (ps *peers) lose(device string) {
+	ps.forget(device)
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	delete(ps.places, device)
 }
 
 // peer returns the device with the id; NotFound where there is none.
 func (f *Fleet) peer(ctx context.Context, device string) (*peer, error) {
-	p, since := f.peers.get(device)
+	p, place, r := f.peers.get(device)
 	if p != nil {
 		return p, nil
 	}
+	p, err := f.readPeer(ctx, device, place)
+	f.peers.remember(device, p, r)
+	return p, err
+}
+
+// readPeer reads a device, which is in workspace; "" where that is not known.
+func (f *Fleet) readPeer(ctx context.Context, device, workspace string) (*peer, error) {
 	var d atelier.Device
-	var workspace string
-	err := f.store.View(ctx, func(tx store.Tx) error {
-		workspace = ""
-		return catalog.Workspaces.Each(tx, store.Query{}, func(w atelier.Workspace) error {
-			if workspace != "" {
-				return nil
-			}
-			found, err := catalog.Devices.Get(tx, w.ID, device)
-			switch {
-			case err == nil:
-				d, workspace = found, w.ID
-			case !isNotFound(err):
-				return err
-			}
-			return nil
-		})
+	err := f.store.View(ctx, func(tx store.Tx) (err error) {
+		if workspace != "" {
+			d, err = catalog.Devices.Get(tx, workspace, device)
+			return err
+		}
+		d, workspace, err = findDevice(tx, device)
+		return err
 	})
 	if err != nil {
 		return nil, err
-	}
-	if workspace == "" {
-		return nil, atelier.Errorf(atelier.NotFound, "there is no device %s", device)
 	}
 	key, err := trust.ParsePublicKey(d.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	p = &peer{device: d.ID, name: d.Name, workspace: workspace, keys: trust.NewKeySet(key), revoked: d.Revoked != nil, transfer: d.Transfer}
-	f.peers.remember(p, since)
-	return p, nil
+	return &peer{device: d.ID, name: d.Name, workspace: workspace, keys: trust.NewKeySet(key), revoked: d.Revoked != nil, transfer: d.Transfer}, nil
+}
+
+// findDevice looks for a device in all workspaces.
+func findDevice(tx store.Tx, device string) (found atelier.Device, workspace string, err error) {
+	err = catalog.Workspaces.Each(tx, store.Query{}, func(w atelier.Workspace) error {
+		if workspace != "" {
+			return nil
+		}
+		d, err := catalog.Devices.Get(tx, w.ID, device)
+		if isNotFound(err) {
+			return nil
+		}
+		found, workspace = d, w.ID
+		return err
+	})
+	if err == nil && workspace == "" {
+		err = atelier.Errorf(atelier.NotFound, "there is no device %s", device)
+	}
+	return found, workspace, err
 }

@@ -38,10 +38,11 @@ func (f *Fleet) follow(ctx context.Context) error {
 		after, err = tx.LastEvent()
 		return err
 	})
+	read := plans{}
 	if err == nil {
-		err = f.resolveAll(ctx)
+		err = f.resolveWork(ctx, &work{all: true, plans: read})
 	}
-	for ; err == nil; err = f.catchUp(ctx, &after) {
+	for ; err == nil; err = f.catchUp(ctx, &after, read) {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -60,10 +61,11 @@ type work struct {
 	all        bool
 	workspaces map[string]bool
 	devices    map[string]map[string]bool // by workspace
+	plans      plans
 }
 
-func newWork() *work {
-	return &work{workspaces: map[string]bool{}, devices: map[string]map[string]bool{}}
+func newWork(read plans) *work {
+	return &work{workspaces: map[string]bool{}, devices: map[string]map[string]bool{}, plans: read}
 }
 
 func (w *work) device(workspace, id string) {
@@ -74,7 +76,7 @@ func (w *work) device(workspace, id string) {
 }
 
 // catchUp reads the events after *after and resolves what they concern.
-func (f *Fleet) catchUp(ctx context.Context, after *int64) error {
+func (f *Fleet) catchUp(ctx context.Context, after *int64, read plans) error {
 	for {
 		var events []atelier.Event
 		err := f.store.View(ctx, func(tx store.Tx) (err error) {
@@ -84,7 +86,7 @@ func (f *Fleet) catchUp(ctx context.Context, after *int64) error {
 		if err != nil {
 			return err
 		}
-		w := newWork()
+		w := newWork(read)
 		for _, e := range events {
 			*after = e.Sequence
 			if err := f.concern(ctx, w, e); err != nil {
@@ -103,10 +105,12 @@ func (f *Fleet) catchUp(ctx context.Context, after *int64) error {
 
 // concern notes what an event asks to be resolved.
 func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
+	w.plans.concern(e)
 	switch e.Kind {
 	case catalog.Devices.Kind:
 		f.peers.forget(e.ID)
 		if e.Change == atelier.Deleted {
+			f.peers.lose(e.ID)
 			return f.forget(ctx, e.Workspace, e.ID)
 		}
 		w.device(e.Workspace, e.ID)
@@ -226,11 +230,9 @@ func fleetState(tx store.Tx, now time.Time) (catalog.Fleet, error) {
 	return state, err
 }
 
-func (f *Fleet) resolveAll(ctx context.Context) error { return f.resolveWork(ctx, &work{all: true}) }
-
 func (f *Fleet) resolveWork(ctx context.Context, w *work) error {
 	if w.all {
-		all := newWork()
+		all := newWork(w.plans)
 		err := f.store.View(ctx, func(tx store.Tx) error {
 			return catalog.Workspaces.Each(tx, store.Query{}, func(ws atelier.Workspace) error {
 				all.workspaces[ws.ID] = true
@@ -244,7 +246,7 @@ func (f *Fleet) resolveWork(ctx context.Context, w *work) error {
 	}
 	for ws := range w.workspaces {
 		delete(w.devices, ws)
-		if err := f.resolveWorkspace(ctx, ws); err != nil {
+		if err := f.resolveWorkspace(ctx, ws, w.plans); err != nil {
 			return err
 		}
 	}
@@ -253,13 +255,13 @@ func (f *Fleet) resolveWork(ctx context.Context, w *work) error {
 		for id := range ids {
 			page = append(page, id)
 			if len(page) == resolvePage {
-				if err := f.resolveDevices(ctx, ws, page); err != nil {
+				if err := f.resolveDevices(ctx, ws, page, w.plans); err != nil {
 					return err
 				}
 				page = nil
 			}
 		}
-		if err := f.resolveDevices(ctx, ws, page); err != nil {
+		if err := f.resolveDevices(ctx, ws, page, w.plans); err != nil {
 			return err
 		}
 	}
@@ -267,7 +269,7 @@ func (f *Fleet) resolveWork(ctx context.Context, w *work) error {
 }
 
 // resolveWorkspace resolves every device of a workspace, a page at a time.
-func (f *Fleet) resolveWorkspace(ctx context.Context, workspace string) error {
+func (f *Fleet) resolveWorkspace(ctx context.Context, workspace string, read plans) error {
 	after := ""
 	for {
 		var page []atelier.Device
@@ -282,7 +284,7 @@ func (f *Fleet) resolveWorkspace(ctx context.Context, workspace string) error {
 		for i, d := range page {
 			ids[i], after = d.ID, d.ID
 		}
-		if err := f.resolveDevices(ctx, workspace, ids); err != nil {
+		if err := f.resolveDevices(ctx, workspace, ids, read); err != nil {
 			return err
 		}
 		if len(page) < resolvePage {
@@ -292,8 +294,8 @@ func (f *Fleet) resolveWorkspace(ctx context.Context, workspace string) error {
 }
 
 // resolveDevices resolves some devices of a workspace in one transaction, and
-// lets their sessions know. Where nothing has changed it only reads.
-func (f *Fleet) resolveDevices(ctx context.Context, workspace string, ids []string) error {
+// lets their sessions know. Where nothing has changed it only reads. read may be nil.
+func (f *Fleet) resolveDevices(ctx context.Context, workspace string, ids []string, read plans) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -304,7 +306,7 @@ func (f *Fleet) resolveDevices(ctx context.Context, workspace string, ids []stri
 	var changed map[string]atelier.Position
 	pass := func(write bool) func(store.Tx) error {
 		return func(tx store.Tx) (err error) {
-			changed, err = f.resolveIn(tx, workspace, ids, signer, write)
+			changed, err = f.resolveIn(tx, workspace, ids, signer, read, write)
 			return err
 		}
 	}

@@ -31,7 +31,8 @@ type Bus interface {
 	// error promises nothing but that the message was handed on. TooLarge where
 	// payload is longer than wire.MaxPacket; Unavailable where it cannot be sent
 	// now, for instance because the device is not connected and the engine can
-	// tell.
+	// tell; Exhausted where content comes faster than the device reads it, and the
+	// engine can tell.
 	Publish(ctx context.Context, topic string, payload []byte) error
 	// Disconnect ends every connection of device. Where the engine has a say in
 	// who may connect, Handler.Admit keeps it out from then on.

@@ -42,7 +42,7 @@ func (e *Embedded) bulkConn(topic string, subs *mqtt.Subscribers) *conn {
 	return nil
 }
 
-// push queues a frame for c; what overflows the queue is lost, and counted.
+// push queues a frame for c. What overflows the queue is Exhausted, and counted.
 func (e *Embedded) push(c *conn, f bulkFrame) error {
 	c.bulk.mu.Lock()
 	defer c.bulk.mu.Unlock()
@@ -55,10 +55,11 @@ func (e *Embedded) push(c *conn, f bulkFrame) error {
 	}
 	select {
 	case c.bulk.frames <- f:
+		return nil
 	default:
 		e.count.dropped.Add(1)
+		return atelier.Errorf(atelier.Exhausted, "the device reads more slowly than content is sent to it")
 	}
-	return nil
 }
 
 // endBulk lets no more frames come.
@@ -68,9 +69,11 @@ func (c *conn) endBulk() {
 	c.bulk.over = true
 }
 
-// written holds memory for packets that are being written: one for each connection
-// that is being written to, not for each connection.
-var written = sync.Pool{New: func() any { b := make([]byte, 0, maxPacket); return &b }}
+// record is what one record of TLS holds at most.
+const record = 16 << 10
+
+// firsts holds memory for the beginnings of packets that are being written.
+var firsts = sync.Pool{New: func() any { b := make([]byte, 0, record); return &b }}
 
 // drain writes frames until the connection ends.
 func (c *conn) drain() {
@@ -79,23 +82,30 @@ func (c *conn) drain() {
 		case <-c.ended:
 			return
 		case f := <-c.bulk.frames:
-			b := written.Get().(*[]byte)
-			*b = appendPublish((*b)[:0], f)
-			_, err := c.Write(*b)
-			written.Put(b)
-			if err != nil {
-				c.endBulk() // Write has closed it
+			if err := c.writeFrame(f); err != nil {
+				c.endBulk()
 				return
 			}
 		}
 	}
 }
 
-// appendPublish appends a PUBLISH of MQTT 3.1.1 (3.3) with QoS 0.
-func appendPublish(b []byte, f bulkFrame) []byte {
+// writeFrame writes a packet. The first record's worth of it is put together here, and
+// the rest written as it lies.
+func (c *conn) writeFrame(f bulkFrame) error {
+	b := firsts.Get().(*[]byte)
+	defer firsts.Put(b)
+	*b = appendHeader((*b)[:0], f)
+	n := min(len(f.payload), max(record-len(*b), 0))
+	*b = append(*b, f.payload[:n]...)
+	return c.writePacket(*b, f.payload[n:])
+}
+
+// appendHeader appends what comes before the payload of a PUBLISH of MQTT 3.1.1
+// (3.3) with QoS 0.
+func appendHeader(b []byte, f bulkFrame) []byte {
 	b = append(b, 0x30)
 	b = binary.AppendUvarint(b, uint64(2+len(f.topic)+len(f.payload))) // MQTT's lengths are these up to 4 bytes
 	b = binary.BigEndian.AppendUint16(b, uint16(len(f.topic)))
-	b = append(b, f.topic...)
-	return append(b, f.payload...)
+	return append(b, f.topic...)
 }

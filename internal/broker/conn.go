@@ -2,6 +2,7 @@ package broker
 
 import (
 	"crypto/x509"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 type conn struct {
 	net.Conn          // TLS or WebSocket
 	raw      net.Conn // the socket below it
+	records  *gather  // between both; nil for WebSocket
 
 	certificate *x509.Certificate
 	ended       chan struct{} // closed when the library is done with the connection
@@ -31,16 +33,34 @@ func (c *conn) Close() error { return c.raw.Close() }
 // Write gives each packet its time; a peer that does not read loses the
 // connection, rather than hold the writer for ever.
 func (c *conn) Write(b []byte) (int, error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	if err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := c.writePacket(b, nil); err != nil {
 		return 0, err
 	}
-	n, err := c.Conn.Write(b)
+	return len(b), nil
+}
+
+// writePacket writes a packet whose end is rest. What fails ends the connection.
+func (c *conn) writePacket(b, rest []byte) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if err != nil {
+		return err
+	}
+	if c.records != nil {
+		c.records.hold()
+	}
+	_, err = c.Conn.Write(b)
+	if err == nil && len(rest) > 0 {
+		_, err = c.Conn.Write(rest)
+	}
+	if c.records != nil {
+		err = errors.Join(err, c.records.release())
+	}
 	if err != nil {
 		_ = c.raw.Close()
 	}
-	return n, err
+	return err
 }
 
 // SetDeadline moves the read deadline only: the library sets both with each

@@ -80,6 +80,9 @@ func NewEmbedded(cfg EmbeddedConfig) (*Embedded, error) {
 	}
 	cfg.TLS = cfg.TLS.Clone()
 	cfg.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+	// Small records at first would let a reader begin sooner with a page; a packet it
+	// needs whole.
+	cfg.TLS.DynamicRecordSizingDisabled = true
 
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumPacketSize = maxPacket
@@ -271,7 +274,8 @@ func (e *Embedded) settle(c *conn) {
 // secure makes the TLS handshake and serves the connection.
 func (e *Embedded) secure(ctx context.Context, c *conn) {
 	defer e.release(c)
-	t := tls.Server(c.raw, e.cfg.TLS)
+	c.records = &gather{Conn: c.raw}
+	t := tls.Server(c.records, e.cfg.TLS)
 	handshake, cancel := context.WithTimeout(ctx, connectTimeout)
 	err := t.HandshakeContext(handshake)
 	cancel()
@@ -309,8 +313,8 @@ func (e *Embedded) serve(c *conn) {
 	}
 }
 
-// Publish implements Bus. What overflows the queue of a slow subscriber is
-// lost, and counted.
+// Publish implements Bus. What overflows the queue of a slow subscriber is counted.
+// The library loses it silently; content is Exhausted then.
 func (e *Embedded) Publish(_ context.Context, topic string, payload []byte) error {
 	if err := checkPublish(topic, payload); err != nil {
 		return err

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
-	"github.com/ncruces/go-sqlite3/driver"
 	"github.com/pressly/goose/v3"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -87,10 +86,11 @@ func pool(path string, n int, pragmas ...string) (*sql.DB, error) {
 	}
 	// SQLite's URIs have %20 where forms have +.
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: strings.ReplaceAll(q.Encode(), "+", "%20")}
-	db, err := driver.Open(u.String())
+	c, err := newConnector(u.String())
 	if err != nil {
 		return nil, err
 	}
+	db := sql.OpenDB(c)
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	return db, nil

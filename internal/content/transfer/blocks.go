@@ -48,9 +48,9 @@ func newBlockCache(most int64) *blockCache {
 // holds reports whether chunks of that length are worth keeping here.
 func (c *blockCache) holds(length int64) bool { return length <= c.most/8 }
 
-// read copies len(p) bytes at offset off of a chunk of d to p; the chunk is read from
+// append appends n bytes at offset off of a chunk of d to p; the chunk is read from
 // blob where it is not here.
-func (c *blockCache) read(d atelier.Digest, blob Blob, k chunk, p []byte, off int64) error {
+func (c *blockCache) append(p []byte, n int, d atelier.Digest, blob Blob, k chunk, off int64) ([]byte, error) {
 	b, mine := c.take(blockKey{d, k.Start}, k.Len())
 	if mine {
 		b.err = readFull(blob, b.bytes, k.Start)
@@ -62,10 +62,10 @@ func (c *blockCache) read(d atelier.Digest, blob Blob, k chunk, p []byte, off in
 	<-b.ready
 	err := b.err
 	if err == nil {
-		copy(p, b.bytes[off:])
+		p = append(p, b.bytes[off:off+int64(n)]...)
 	}
 	c.give(b)
-	return err
+	return p, err
 }
 
 // take returns the block of a key, for one more user. mine says that the caller is to

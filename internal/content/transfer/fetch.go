@@ -57,12 +57,15 @@ type fetch struct {
 	round   uint32
 	begun   [16]time.Time // when the rounds began; the newest round%16
 	ranges  content.Ranges
-	total   int64 // bytes of ranges
-	credit  int64 // said last
-	sent    int64 // the most that data of this round said was sent
-	fresh   bool  // something new came in this round
-	learned int64 // bytes that were new, ever
-	seen    int64 // of learned, when next looked last
+	total   int64     // bytes of ranges
+	credit  int64     // said last
+	sent    int64     // the most that data of this round said was sent
+	fresh   bool      // something new came in this round
+	probing bool      // the round is a probe, and nothing of it came yet
+	slow    bool      // but something of an earlier one did
+	last    time.Time // when data came last
+	learned int64     // bytes that were new, ever
+	seen    int64     // of learned, when next looked last
 }
 
 // step is what to do now.
@@ -241,6 +244,7 @@ func (f *fetch) arrived(d dataFrame, now time.Time) {
 		f.win.answered(now.Sub(began))
 		f.begun[d.round%uint32(len(f.begun))] = time.Time{} // only the first answer tells
 	}
+	f.answersProbe(d.round, now)
 	if d.round == f.round {
 		f.sent = min(max(f.sent, d.sent), f.total)
 	}
@@ -259,6 +263,28 @@ func (f *fetch) arrived(d dataFrame, now time.Time) {
 	}
 	if len(f.got) > maxPieces {
 		f.got = slices.Clone(f.stream().Accepted())
+	}
+}
+
+// answersProbe looks at what data of a round says while the present one is a probe.
+// Where data of earlier rounds still comes, nothing was lost: the peer, or this side,
+// was slow. When all of that is there, which it is when the probe's own comes, another
+// round begins with what is missing then.
+func (f *fetch) answersProbe(round uint32, now time.Time) {
+	silent := now.Sub(f.last)
+	if f.last.IsZero() {
+		silent = 0
+	}
+	f.last = now
+	switch {
+	case !f.probing:
+	case round < f.round:
+		if !f.slow {
+			f.win.stalled(silent)
+		}
+		f.slow = true
+	default:
+		f.probing, f.again = false, f.again || f.slow
 	}
 }
 
@@ -349,8 +375,8 @@ func (f *fetch) wanting(now time.Time) []byte {
 		if f.asked && late && !f.again && !over {
 			f.tries++
 		}
-		f.begin(now)
-	case f.credit < f.total && f.sent+f.win.size()-f.credit >= f.win.step():
+		f.begin(now, late && !f.again && !over)
+	case !f.probing && f.credit < f.total && f.sent+f.win.size()-f.credit >= f.win.step():
 		f.credit = min(f.total, f.sent+f.win.size())
 	default:
 		return nil
@@ -358,8 +384,10 @@ func (f *fetch) wanting(now time.Time) []byte {
 	return encodeWant(f.id, wantFrame{round: f.round, credit: f.credit, ranges: f.ranges})
 }
 
-func (f *fetch) begin(now time.Time) {
-	f.asked, f.fresh = true, false
+// begin begins a round. A probe is one that begins since patience has ended: it asks
+// for little, as long as nobody knows what became of all that was asked for before.
+func (f *fetch) begin(now time.Time, probe bool) {
+	f.asked, f.fresh, f.probing, f.slow = true, false, probe, false
 	f.round++
 	f.begun[f.round%uint32(len(f.begun))] = now
 	f.ranges = f.got.Missing(content.Range{Start: 0, End: f.stream().Size()})
@@ -368,6 +396,9 @@ func (f *fetch) begin(now time.Time) {
 	}
 	f.total, f.sent = f.ranges.Bytes(), 0
 	f.credit = min(f.total, f.win.size())
+	if probe {
+		f.credit = min(f.total, 2*f.win.frame)
+	}
 	f.deadline = now.Add(f.win.patience(f.tries))
 	f.win.started(now)
 }

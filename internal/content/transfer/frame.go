@@ -332,15 +332,16 @@ func decodeWant(b []byte) (w wantFrame, ok bool) {
 }
 
 // encodeData returns a frame with room for n bytes, which fill must put there.
-func encodeData(id uint64, d dataFrame, n int, fill func([]byte) error) ([]byte, error) {
-	b := begin(kindData, id, dataHeader+n)
+// encodeData makes a data frame; content appends its bytes to what it is given. With
+// that the frame's memory comes to be, which so need not be cleared before.
+func encodeData(id uint64, d dataFrame, content func([]byte) ([]byte, error)) ([]byte, error) {
+	b := begin(kindData, id, dataHeader)
 	b = binary.BigEndian.AppendUint32(b, d.round)
 	b = binary.BigEndian.AppendUint64(b, uint64(d.sent))
 	b = binary.BigEndian.AppendUint32(b, uint32(d.chunk))
 	b = binary.BigEndian.AppendUint32(b, uint32(d.offset))
-	at := len(b)
-	b = b[:at+n]
-	if err := fill(b[at:]); err != nil {
+	b, err := content(b)
+	if err != nil {
 		return nil, err
 	}
 	return seal(b), nil

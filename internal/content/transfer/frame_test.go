@@ -16,7 +16,7 @@ func examples() map[kind][]byte {
 	if err != nil {
 		panic(err)
 	}
-	data, err := encodeData(7, dataFrame{round: 3, sent: 100, chunk: 1, offset: 50}, 4, func(p []byte) error { copy(p, "data"); return nil })
+	data, err := encodeData(7, dataFrame{round: 3, sent: 100, chunk: 1, offset: 50}, func(b []byte) ([]byte, error) { return append(b, "data"...), nil })
 	if err != nil {
 		panic(err)
 	}
@@ -63,7 +63,7 @@ func again(k kind, id uint64, body []byte) (out []byte, ok bool) {
 	case kindData:
 		var d dataFrame
 		if d, ok = decodeData(body); ok {
-			out, err = encodeData(id, d, len(d.bytes), func(p []byte) error { copy(p, d.bytes); return nil })
+			out, err = encodeData(id, d, func(b []byte) ([]byte, error) { return append(b, d.bytes...), nil })
 		}
 	case kindGone:
 		var g goneFrame

@@ -85,7 +85,7 @@ func FuzzReceiver(f *testing.F) {
 				case kindPlan:
 					return mustPlan(id, plan)
 				case kindData:
-					b, err := encodeData(id, dataFrame{round: 1, sent: int64(len(comes))}, len(comes), func(p []byte) error { copy(p, comes); return nil })
+					b, err := encodeData(id, dataFrame{round: 1, sent: int64(len(comes))}, func(b []byte) ([]byte, error) { return append(b, comes...), nil })
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -201,7 +201,7 @@ func TestRandomFrames(t *testing.T) {
 					a, b := n(), n()
 					return encodeWant(id, wantFrame{round: rng.Uint32N(5), credit: n(), ranges: content.Ranges{{Start: a, End: b}}})
 				case kindData:
-					b, err := encodeData(id, dataFrame{round: rng.Uint32N(9), sent: n(), chunk: rng.IntN(4), offset: n()}, 1+rng.IntN(1000), func([]byte) error { return nil })
+					b, err := encodeData(id, dataFrame{round: rng.Uint32N(9), sent: n(), chunk: rng.IntN(4), offset: n()}, func(b []byte) ([]byte, error) { return append(b, make([]byte, 1+rng.IntN(1000))...), nil })
 					if err != nil {
 						t.Fatal(err)
 					}

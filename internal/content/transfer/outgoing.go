@@ -41,6 +41,10 @@ type outgoing struct {
 	paced   bool           // the peer has a budget, of which
 	paid    int            // bytes of content were taken for the next frame
 	parked  *time.Timer    // ends a wait for the peer's budget; nil before the first
+
+	// The last frame, which belongs to whoever sends.
+	last      dataFrame
+	lastBytes int64
 }
 
 func newOutgoing(peer string, id uint64, o openFrame, opts SenderOptions) *outgoing {
@@ -182,13 +186,6 @@ func (t *outgoing) rest() {
 	t.queued, t.allowed = false, t.sent
 }
 
-// pause makes t wait for the next want.
-func (t *outgoing) pause() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.allowed = t.sent
-}
-
 // park ends a turn of sending; the next begins no sooner than after wait.
 func (t *outgoing) park(wait time.Duration, ready chan<- *outgoing) {
 	t.mu.Lock()
@@ -206,7 +203,8 @@ func (t *outgoing) frame() ([]byte, int, error) {
 	if n == 0 {
 		return nil, 0, nil
 	}
-	b, err := encodeData(t.id, d, n, func(p []byte) error { return t.read(p, blob, t.plan.chunks[d.chunk], d.offset) })
+	t.last, t.lastBytes = d, int64(n)
+	b, err := encodeData(t.id, d, func(b []byte) ([]byte, error) { return t.read(b, n, blob, t.plan.chunks[d.chunk], d.offset) })
 	if err != nil && t.dropped() {
 		return nil, 0, nil
 	}
@@ -219,16 +217,36 @@ func (t *outgoing) frame() ([]byte, int, error) {
 	return b, n, nil
 }
 
-// read reads len(p) bytes at offset off of a chunk.
-func (t *outgoing) read(p []byte, blob Blob, c chunk, off int64) error {
+// unsent takes back that the last frame was sent.
+func (t *outgoing) unsent() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d := t.last; d.round == t.round && d.sent == t.sent && t.lastBytes > 0 {
+		start := t.plan.chunks[d.chunk].Start + d.offset
+		t.ranges = slices.Concat(content.Ranges{{Start: start, End: start + t.lastBytes}}, t.ranges)
+		t.at, t.sent, t.lastBytes = d.chunk, t.sent-t.lastBytes, 0
+	}
+}
+
+// pause makes t wait for the next want.
+func (t *outgoing) pause() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.allowed = t.sent
+}
+
+// read appends n bytes at offset off of a chunk to b.
+func (t *outgoing) read(b []byte, n int, blob Blob, c chunk, off int64) ([]byte, error) {
 	if t.blocks == nil || !t.blocks.holds(c.Len()) {
-		return readFull(blob, p, c.Start+off)
+		at := len(b)
+		b = slices.Grow(b, n+sumSize)[:at+n]
+		return b, readFull(blob, b[at:], c.Start+off)
 	}
 	d := t.digest
 	if t.plan.way == wayDifference {
 		d = t.plan.difference
 	}
-	return t.blocks.read(d, blob, c, p, off)
+	return t.blocks.append(b, n, d, blob, c, off)
 }
 
 // upcoming returns how many bytes of content the next frame holds. It holds no more,

@@ -20,13 +20,16 @@ import (
 type line struct {
 	latency time.Duration
 	rate    float64          // 0 for no limit
+	stalls  time.Duration    // what is on its way arrives only so often, after beforeStalls frames; 0 for at any time
 	broken  [2]time.Duration // since epoch: from when until when sending fails
+	busy    int              // refuses one frame in so many, as a connection that takes no more; 0 for none
 	fault   func(n int, frame []byte) [][]byte
 	deliver func([]byte)
 
 	frames chan sentFrame
 	mu     sync.Mutex
 	n      int   // frames so far
+	asked  int   // to send one
 	data   int64 // bytes of content that were sent
 }
 
@@ -40,6 +43,10 @@ func (l *line) send(frame []byte) error {
 		return errors.New("not connected")
 	}
 	l.mu.Lock()
+	if l.asked++; l.busy > 0 && l.asked%l.busy == 0 {
+		l.mu.Unlock()
+		return atelier.Errorf(atelier.Exhausted, "the line takes no more")
+	}
 	l.n++
 	n := l.n
 	if _, _, body, ok := unseal(frame, 1<<30); ok && kind(frame[1]) == kindData {
@@ -69,7 +76,11 @@ func (l *line) sent() int64 {
 	return l.data
 }
 
+// beforeStalls is how many frames come before a line begins to stall.
+const beforeStalls = 10
+
 func (l *line) run(ctx context.Context) {
+	n := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -79,6 +90,11 @@ func (l *line) run(ctx context.Context) {
 				time.Sleep(time.Duration(float64(len(s.frame)) / l.rate * 1e9))
 			}
 			time.Sleep(time.Until(s.due))
+			if n++; l.stalls > 0 && n > beforeStalls {
+				if early := s.due.Sub(epoch) % l.stalls; early > 0 {
+					time.Sleep(time.Until(s.due.Add(l.stalls - early)))
+				}
+			}
 			l.deliver(s.frame)
 		}
 	}

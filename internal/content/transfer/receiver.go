@@ -40,6 +40,8 @@ type Receiver struct {
 	mu      sync.Mutex
 	fetches map[uint64]*fetch // by transfer id
 	rate    uint64            // bytes a second that came last; 0 before anything did
+	last    window            // of the Fetch that learned last, on this connection
+	learned time.Time         // when that was; zero for never
 }
 
 // NewReceiver returns a Receiver that sends its frames to the peer with send. It
@@ -98,6 +100,7 @@ func (r *Receiver) Handle(frame []byte) {
 func (r *Receiver) Reconnected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.learned = time.Time{}
 	for _, f := range r.fetches {
 		f.reconnected()
 	}
@@ -225,6 +228,9 @@ func (r *Receiver) newFetch(in *content.Ingest, file atelier.File, bases []ateli
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f.rate = r.rate
+	if time.Since(r.learned) < stillSame {
+		f.win.rate, f.win.trip, f.win.steady = r.last.rate, r.last.trip, r.last.steady
+	}
 	return f
 }
 
@@ -242,8 +248,13 @@ func (r *Receiver) learn(f *fetch) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.rate = uint64(f.win.rate)
+		r.last, r.learned = f.win, time.Now()
 	}
 }
+
+// stillSame is for how long a connection is taken to be as fast as it was: a Fetch that
+// begins within it begins with the window of the one before.
+const stillSame = time.Minute
 
 // ingest begins or resumes; where another Fetch is at the same content it waits.
 func (r *Receiver) ingest(ctx context.Context, file atelier.File) (*content.Ingest, error) {

@@ -25,8 +25,9 @@ type SenderOptions struct {
 	// are told to the peer, where it may not. It is called again when a peer
 	// opens a transfer anew.
 	Open func(ctx context.Context, peer string, d atelier.Digest) (Blob, error)
-	// Send sends a frame to peer, and may keep it. It should wait while the
-	// connection is busy rather than fail; what it fails to send counts as lost.
+	// Send sends a frame to peer, and may keep it. Where it fails as Exhausted the
+	// connection is busy, and data is sent again in a moment; after other errors when
+	// the peer wants it next. Other frames count as lost then.
 	Send func(peer string, frame []byte) error
 	// Difference, where set, looks for a difference that peer can make the target of,
 	// which it may have: Open was called before. It does not wait; where there is
@@ -290,12 +291,14 @@ func (s *Sender) wanted(peer string, id uint64, w wantFrame) {
 }
 
 // say sends a frame that answers; if it is lost, the peer asks again.
-func (s *Sender) say(peer string, frame []byte) bool {
-	if err := s.opts.Send(peer, frame); err != nil {
+func (s *Sender) say(peer string, frame []byte) { _ = s.send(peer, frame) }
+
+func (s *Sender) send(peer string, frame []byte) error {
+	err := s.opts.Send(peer, frame)
+	if err != nil {
 		s.opts.Log.Debug("a content frame could not be sent", "peer", peer, "error", err)
-		return false
 	}
-	return true
+	return err
 }
 
 // open authorises t and makes its plan, unless it has one, and sends the plan.
@@ -373,6 +376,9 @@ func (s *Sender) refuse(t *outgoing, err error) {
 // turn is how many frames of one transfer are sent before the others' turn.
 const turn = 8
 
+// busy is for how long nothing is sent over a connection that takes no more.
+const busy = 50 * time.Millisecond
+
 // pump sends what t may send now, or the first frames of it.
 func (s *Sender) pump(ctx context.Context, t *outgoing) {
 	for range turn {
@@ -395,7 +401,12 @@ func (s *Sender) pump(ctx context.Context, t *outgoing) {
 		if frame == nil {
 			break
 		}
-		if !s.say(t.peer, frame) {
+		if err := s.send(t.peer, frame); err != nil {
+			t.unsent()
+			if atelier.CodeOf(err) == atelier.Exhausted {
+				t.park(busy, s.ready)
+				return
+			}
 			t.pause()
 			break
 		}

@@ -454,6 +454,51 @@ func TestSlowLine(t *testing.T) {
 	})
 }
 
+// A peer that is busy with many others sends what it is asked for in bursts with long
+// silences between them. Asking again would make it send everything twice, and be
+// busier: what came late tells the receiver to be patient.
+func TestBusyPeerIsNotAskedTwice(t *testing.T) {
+	t.Parallel()
+	for _, stall := range []time.Duration{3 * time.Second, 7 * time.Second} {
+		t.Run(stall.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := sample(8*smallestChunk, 12)
+				w := start(t, c)
+				w.down.rate, w.down.latency, w.up.latency, w.down.stalls = 10<<20, 5*time.Millisecond, 5*time.Millisecond, stall
+				if err := w.fetch(c); err != nil {
+					t.Fatal(err)
+				}
+				// Before it knows better it asks for two frames, now and then.
+				if most := int64(len(c)) + 6*DefaultMaxFrame; w.down.sent() > most {
+					t.Errorf("%d bytes were sent for %d, in %s", w.down.sent(), len(c), time.Since(epoch))
+				}
+			})
+		})
+	}
+}
+
+// What a busy connection does not take is sent a moment later, each byte once, and
+// nobody has to ask for it again.
+func TestBusyConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := sample(5*smallestChunk+77, 13)
+		w := start(t, c)
+		w.down.busy = 3
+		if err := w.fetch(c); err != nil {
+			t.Fatal(err)
+		}
+		w.check(c, true)
+		if w.down.sent() != int64(len(c)) {
+			t.Errorf("%d bytes were sent for %d", w.down.sent(), len(c))
+		}
+		if took, most := time.Since(epoch), 2*time.Second; took > most {
+			t.Errorf("it took %s, which is more than %s: somebody waited to be asked", took, most)
+		}
+	})
+}
+
 // A long, fast line is filled within a few round trips.
 func TestLongFastLine(t *testing.T) {
 	t.Parallel()

@@ -11,21 +11,31 @@ type window struct {
 
 	rate   float64       // bytes a second
 	trip   time.Duration // the shortest round trip, 0 before the first
+	stall  time.Duration // the longest silence that something came after all
+	steady bool          // the rate has stopped to grow from sample to sample
 	since  time.Time     // when the sample began
 	amount int64         // bytes of the sample
 }
 
 const (
 	slack        = 100 * time.Millisecond
+	opening      = 3    // by how much the window grows with each round trip at first
+	growing      = 1.25 // a rate that grows by less from one sample to the next does not
 	sampleTime   = 10 * time.Millisecond
 	shortestWait = 2 * time.Second
 	firstWait    = 8 * time.Second // before anything came: the line may be slow
 	longestWait  = 30 * time.Second
 )
 
-// size returns how many bytes may be on their way.
+// size returns how many bytes may be on their way. As long as more brings more, that
+// is several times what came in the last round trip: the rate then shows what was
+// asked for, not what the way between the peers can do.
 func (w *window) size() int64 {
-	n := int64(w.rate * (w.trip + slack).Seconds())
+	ahead := w.trip + slack
+	if !w.steady {
+		ahead = max(ahead, opening*w.trip)
+	}
+	n := int64(w.rate * ahead.Seconds())
 	return max(2*w.frame, min(n, w.most))
 }
 
@@ -36,7 +46,7 @@ func (w *window) step() int64 { return max(w.frame, w.size()/8) }
 // patience returns how long nothing new may come before something is taken for
 // lost, when that has happened tries times in a row already.
 func (w *window) patience(tries int) time.Duration {
-	d := max(shortestWait, 4*w.trip)
+	d := max(shortestWait, 4*w.trip, min(2*w.stall, longestWait))
 	if w.trip == 0 {
 		d = firstWait
 	}
@@ -50,6 +60,11 @@ func (w *window) patience(tries int) time.Duration {
 	}
 	return min(d<<min(tries, 4), max(longestWait, d))
 }
+
+// stalled takes in that after a silence that patience took for a loss what was on its
+// way came: the peer, or this machine, is busy with others. Asking again makes it
+// busier: what is on its way is then sent twice.
+func (w *window) stalled(d time.Duration) { w.stall = max(w.stall, d) }
 
 // answered takes in how long the first data of a round needed.
 func (w *window) answered(d time.Duration) {
@@ -70,6 +85,7 @@ func (w *window) arrived(n int64, now time.Time) {
 		return
 	}
 	sample := float64(w.amount) / took.Seconds()
+	w.steady = w.steady || w.trip > 0 && sample < growing*w.rate
 	w.rate = max(sample, (7*w.rate+sample)/8)
 	w.started(now)
 }

@@ -69,6 +69,7 @@ func (t *tx) Events(q store.EventQuery) ([]atelier.Event, error) {
 	if q.ID != "" {
 		where.and("id = %s", q.ID)
 	}
+	where.limit("sequence", q.Limit)
 	var events []atelier.Event
 	err := t.query("read events", func(scan func(...any) error) error {
 		var e atelier.Event
@@ -84,7 +85,7 @@ func (t *tx) Events(q store.EventQuery) ([]atelier.Event, error) {
 		events = append(events, e)
 		return nil
 	}, `SELECT sequence, time, workspace, kind, id, name, change, revision, actor, request, resource
-		FROM event WHERE `+where.text+fmt.Sprintf(" ORDER BY sequence LIMIT %d", q.Limit), where.args...)
+		FROM event WHERE `+where.text, where.args...)
 	return events, err
 }
 
@@ -134,7 +135,7 @@ func (t *tx) AuditTrail(workspace string, after int64, limit int) ([]store.Audit
 		entries = append(entries, a)
 		return nil
 	}, `SELECT sequence, time, workspace, actor, verb, kind, object, allowed, why, request
-		FROM audit WHERE workspace = $1 AND sequence > $2`+fmt.Sprintf(" ORDER BY sequence LIMIT %d", limit), workspace, after)
+		FROM audit WHERE workspace = $1 AND sequence > $2 ORDER BY sequence LIMIT $3`, workspace, after, limit)
 	return entries, err
 }
 

@@ -77,8 +77,8 @@ func (t *tx) List(q store.Query) ([]store.Resource, error) {
 	if q.Rel != "" || q.To != "" {
 		where.and("id IN (SELECT id FROM ref WHERE rel = %s AND target = %s AND kind = $1)", q.Rel, q.To)
 	}
-	return t.many("list "+q.Kind, "SELECT "+resourceColumns+" FROM resource WHERE "+where.text+
-		fmt.Sprintf(" ORDER BY id LIMIT %d", q.Limit), where.args...)
+	where.limit("id", q.Limit)
+	return t.many("list "+q.Kind, "SELECT "+resourceColumns+" FROM resource WHERE "+where.text, where.args...)
 }
 
 // Insert implements store.Tx.
@@ -180,7 +180,7 @@ func (t *tx) Referrers(rel, to string, limit int) ([]store.Resource, error) {
 	}
 	return t.many("find referrers", "SELECT r."+strings.ReplaceAll(resourceColumns, ", ", ", r.")+
 		" FROM ref JOIN resource r ON r.kind = ref.kind AND r.id = ref.id WHERE ref.rel = $1 AND ref.target = $2"+
-		fmt.Sprintf(" ORDER BY ref.kind, ref.id LIMIT %d", limit), rel, to)
+		" ORDER BY ref.kind, ref.id LIMIT $3", rel, to, limit)
 }
 
 // current returns the stored resource where its revision is the given one.
@@ -229,6 +229,13 @@ func (c *conditions) and(format string, values ...any) {
 		marks[i] = fmt.Sprintf("$%d", len(c.args))
 	}
 	c.text += " AND " + fmt.Sprintf(format, marks...)
+}
+
+// limit ends the query with an order and a limit. The limit is a value like the
+// others: engines keep a statement that they have seen before, whatever its values.
+func (c *conditions) limit(order string, n int) {
+	c.args = append(c.args, n)
+	c.text += fmt.Sprintf(" ORDER BY %s LIMIT $%d", order, len(c.args))
 }
 
 // storable reports whether every engine can keep the strings in its indexes:
