@@ -130,7 +130,7 @@ func cut(body, rest []byte) (_ []byte, cuts [][]byte, ok bool) {
 // element that does not fit typ.
 func readNumbers(list []byte, typ Datatype, shape []int64) (t Tensor, ok bool) {
 	n, ok := Elements(shape)
-	if !ok || n == 0 || n > int64(len(list)) {
+	if !ok || n == 0 || n > int64(len(list))/2 { // each takes a digit, and what comes behind it
 		return t, false
 	}
 	size := typ.Size()
