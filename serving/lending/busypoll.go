@@ -29,7 +29,7 @@ const (
 	maxCredit = 10 * time.Millisecond
 	// disturbed is how far apart two polls lie where another thread ran for more than
 	// a moment. Hosts of virtual machines also come between.
-	disturbed = 20 * time.Microsecond
+	disturbed = 50 * time.Microsecond
 	// minRest and maxRest bound how long nobody polls after that.
 	minRest, maxRest = 2 * time.Millisecond, time.Second
 )
