@@ -15,6 +15,9 @@ import (
 
 const slowHead = "POST /e/x HTTP/1.1\r\nHost: a\r\nX-Api-Key: " + key + "\r\nContent-Length: "
 
+// silentHTTP2 is how a client of HTTP/2 begins, with its settings and no call.
+const silentHTTP2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
 // dial opens a connection that is closed when the test ends, and sends text.
 func (d *device) dial(text string) net.Conn {
 	d.t.Helper()
@@ -75,8 +78,8 @@ func TestTenThousandConnections(t *testing.T) { // not parallel: other tests' cl
 	d := newDevice(t, Options{MaxConns: most, Times: Times{Head: time.Hour, Body: time.Hour, Idle: time.Hour}})
 	b, _ := d.module("a", echo)
 	d.lead(b)
-	for i, text := range []string{"", "POST /e/x HTTP/1.1\r\nHost: a\r\nX-Slow: ", slowHead + "1000\r\n\r\nh", slowHead + "2000000\r\n\r\nh"} {
-		dawdlers := []int{count - 4*most, most, most, most / 2}[i] // bodies that pass on as they come are ended by their pace alone
+	for i, text := range []string{"", "POST /e/x HTTP/1.1\r\nHost: a\r\nX-Slow: ", slowHead + "1000\r\n\r\nh", silentHTTP2, slowHead + "2000000\r\n\r\nh"} {
+		dawdlers := []int{count - 5*most, most, most, most, most / 2}[i] // bodies that pass on as they come are ended by their pace alone
 		var group sync.WaitGroup
 		for range 8 {
 			group.Go(func() {
