@@ -75,32 +75,41 @@ func TestTenThousandConnections(t *testing.T) { // not parallel: other tests' cl
 		t.Logf("only %d connections, since this process may open %d files", room, limit.Cur)
 		count = room
 	}
-	d := newDevice(t, Options{MaxConns: most, Times: Times{Head: time.Hour, Body: time.Hour, Idle: time.Hour}})
-	b, _ := d.module("a", echo)
-	d.lead(b)
-	for i, text := range []string{"", "POST /e/x HTTP/1.1\r\nHost: a\r\nX-Slow: ", slowHead + "1000\r\n\r\nh", silentHTTP2, slowHead + "2000000\r\n\r\nh"} {
-		dawdlers := []int{count - 5*most, most, most, most, most / 2}[i] // bodies that pass on as they come are ended by their pace alone
-		var group sync.WaitGroup
-		for range 8 {
-			group.Go(func() {
-				for range dawdlers / 8 {
-					d.dial(text)
-				}
-			})
-		}
-		group.Wait()
-		for n := range 5 {
-			until(t, fmt.Sprintf("client %d is answered beside %d that sent %q", n, dawdlers, text), func() bool {
-				ok, _ := d.served()
-				return ok
-			})
-		}
-		d.mu.Lock()
-		held := len(d.conns)
-		d.mu.Unlock()
-		if bound := most + most/evictedShare + 1; held > bound {
-			t.Errorf("%d clients are held, want %d at most", held, bound)
-		}
+	for name, c := range map[string]struct {
+		text  string
+		count int
+	}{
+		"nothing": {"", count}, "half a head": {"POST /e/x HTTP/1.1\r\nHost: a\r\nX-Slow: ", 2 * most},
+		"half a body": {slowHead + "1000\r\n\r\nh", 2 * most}, "HTTP/2": {silentHTTP2, 2 * most},
+		// This passes on as it comes: its pace alone ends it.
+		"half a large body": {slowHead + "2000000\r\n\r\nh", most - 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDevice(t, Options{MaxConns: most, Times: Times{Head: time.Hour, Body: time.Hour, Idle: time.Hour}})
+			b, _ := d.module("a", echo)
+			d.lead(b)
+			var group sync.WaitGroup
+			for range 8 {
+				group.Go(func() {
+					for range c.count / 8 {
+						d.dial(c.text)
+					}
+				})
+			}
+			group.Wait()
+			for n := range 5 {
+				until(t, fmt.Sprintf("client %d is answered", n), func() bool {
+					ok, _ := d.served()
+					return ok
+				})
+			}
+			d.mu.Lock()
+			held := len(d.conns)
+			d.mu.Unlock()
+			if bound := most + most/evictedShare + 1; held > bound {
+				t.Errorf("%d clients are held, want %d at most", held, bound)
+			}
+		})
 	}
 }
 
