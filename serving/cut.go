@@ -107,7 +107,7 @@ func cut(body, rest []byte) (_ []byte, cuts [][]byte, ok bool) {
 		for list < len(body) && (body[list] == ':' || body[list] == ' ') {
 			list++
 		}
-		if list+1 >= len(body) || body[list] != '[' || !(body[list+1] == '-' || isDigit(body[list+1])) {
+		if list+1 >= len(body) || body[list] != '[' || body[list+1] != '-' && !isDigit(body[list+1]) {
 			return nil, nil, false
 		}
 		end := bytes.IndexByte(body[list:], ']')
