@@ -310,7 +310,15 @@ type callBody struct {
 	control  *http.ResponseController
 	patience time.Duration
 	mu       sync.Mutex
+	closed   bool // by the transport, which does so where the module fails; reads fail then, too
 	err      error
+}
+
+func (c *callBody) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	return c.ReadCloser.Close()
 }
 
 func (c *callBody) Read(b []byte) (int, error) {
@@ -318,7 +326,9 @@ func (c *callBody) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.mu.Lock()
-		c.err = err
+		if !c.closed {
+			c.err = err
+		}
 		c.mu.Unlock()
 	}
 	return n, err
