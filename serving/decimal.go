@@ -46,12 +46,21 @@ func quickFloat64(word []byte) (f float64, ok bool) {
 // quickFloat32 is the same for a float32. Rounding twice, to a float64 and then on,
 // is rounding once unless the float64 stands in the middle of two float32.
 func quickFloat32(word []byte) (float32, bool) {
-	const below = 1<<29 - 1 // the bits of a float64 that a float32 does not have
 	f, ok := quickFloat64(word)
-	if f == 0 {
-		return float32(f), ok
+	if !ok {
+		return 0, false
 	}
-	if abs := math.Abs(f); !ok || abs < 0x1p-126 || abs > 0x1p127 || math.Float64bits(f)&below == 1<<28 {
+	return narrowed(f)
+}
+
+// narrowed rounds f, which was rounded before, to a float32. It is not ok where that
+// may differ from rounding once.
+func narrowed(f float64) (float32, bool) {
+	const below = 1<<29 - 1 // the bits of a float64 that a float32 does not have
+	if f == 0 {
+		return float32(f), true
+	}
+	if abs := math.Abs(f); abs < 0x1p-126 || abs > 0x1p127 || math.Float64bits(f)&below == 1<<28 {
 		return 0, false
 	}
 	return float32(f), true

@@ -37,6 +37,11 @@ type (
 
 // decodeInfer reads a request: its JSON, then the binary tensors that follow it.
 func (m *Model) decodeInfer(head, tail []byte) (*inferRequest, []Tensor, error) {
+	if len(tail) == 0 {
+		if req, tensors, ok := m.decodeCut(head); ok {
+			return req, tensors, nil
+		}
+	}
 	req, err := m.decodeHead(head, len(tail) > 0)
 	if err != nil {
 		return nil, nil, err
@@ -232,11 +237,21 @@ func flag(parameters map[string]any, name string, otherwise bool, field string) 
 	return b, nil
 }
 
+// maxAhead bounds what is allocated for text before it is written.
+const maxAhead = 64 << 10
+
 // encodeInfer writes the answer: its JSON of headLen bytes, then the binary
 // tensors. Without any of those headLen is all of it and binaryForm false. It is
 // written by hand, since an encoder would read the tensors' text once more.
 func (m *Model) encodeInfer(id string, wanted []wantedOutput, outputs []Tensor) (body []byte, headLen int, binaryForm bool, err error) {
-	b := quoted(append(make([]byte, 0, 256), `{"model_name":`...), m.Name)
+	room := 256
+	for i := range outputs {
+		room += 96 + len(outputs[i].Data)
+		if !wanted[i].binary {
+			room += min(2*len(outputs[i].Data), maxAhead) // a float32 takes some 12 bytes of text
+		}
+	}
+	b := quoted(append(make([]byte, 0, room), `{"model_name":`...), m.Name)
 	b = quoted(append(b, `,"model_version":`...), m.Version)
 	if id != "" {
 		b = quoted(append(b, `,"id":`...), id)

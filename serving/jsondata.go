@@ -26,11 +26,12 @@ func parseData(raw jsontext.Value, typ Datatype, shape []int64, field string) (T
 			return Tensor{}, p.bad("has a shape %v that no tensor can have", shape)
 		}
 		p.out.Shape = shape
-		// The text bounds the elements too: each takes a byte of it at least.
-		if room := min(n, int64(len(raw))); typ == Bytes {
-			p.out.Strings = make([]string, 0, room)
+		// The text bounds the elements too: each takes a digit, or two quotes, and what
+		// comes between.
+		if typ == Bytes {
+			p.out.Strings = make([]string, 0, min(n, int64(len(raw))/3+1))
 		} else {
-			p.out.Data = make([]byte, 0, room*typ.Size())
+			p.out.Data = make([]byte, 0, min(n, int64(len(raw))/2+1)*typ.Size())
 		}
 	}
 	if err := p.value(0); err != nil {

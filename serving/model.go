@@ -21,7 +21,8 @@ type Model struct {
 	waiting chan struct{}
 	batch   *batcher // nil where requests run one by one
 
-	head atomic.Pointer[keptHead]
+	head atomic.Pointer[keptHead] // of requests with binary tensors
+	rest atomic.Pointer[keptHead] // of those in JSON, without their numbers
 }
 
 // maxWaiting is how many requests may wait for their turn before more are

@@ -65,7 +65,7 @@ func borrow(c config, handler *serving.Handler, log *slog.Logger) (stop func(con
 	if err != nil {
 		return nil, err
 	}
-	b := lending.NewBorrower(newLent(c, handler), log)
+	b := lending.NewBorrower(newLent(c, handler), log, c.busyPoll)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(listener) }()
 	return func(ctx context.Context) error {

@@ -13,14 +13,8 @@ import (
 	"github.com/atelier-edge/atelier/serving/onnxruntime"
 )
 
-// A model whose inference is quick keeps to one thread: waking another for its
-// share of so little work takes longer than the share, and requests that come
-// together run beside each other anyway. Loading a model anew for that must not
-// be noticed.
-const (
-	quick     = time.Millisecond       // for an inference
-	unnoticed = 500 * time.Millisecond // for loading and warming
-)
+// unbearable is how long an inference of zeros takes that is not repeated.
+const unbearable = 10 * time.Millisecond
 
 // load loads the runtime and the model, and warms it.
 func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, error) {
@@ -29,20 +23,15 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		return nil, &exitError{exitRuntime, err}
 	}
 	begin := time.Now()
-	threads := c.threads
-	model, inference, err := open(ctx, c, library, threads, log)
+	engine, err := library.Open(c.model, onnxruntime.Options{Threads: c.threads, Spin: c.spin})
 	if err != nil {
-		return nil, err
+		return nil, &exitError{exitModel, err}
 	}
-	if threads == 0 && runtime.NumCPU() > 1 && inference > 0 && inference < quick && time.Since(begin) < unnoticed {
-		threads = 1
-		if err := model.Close(); err != nil {
-			return nil, err
-		}
-		if model, inference, err = open(ctx, c, library, threads, log); err != nil {
-			return nil, err
-		}
+	for _, name := range engine.Skipped() {
+		log.Warn("an output is no tensor and cannot be asked for", "output", name)
 	}
+	inference, threads := warm(ctx, c, engine, log)
+	model := serving.NewModel(c.name, c.version, engine, concurrency(c, threads))
 	if err := prove(ctx, c, model, log); err != nil {
 		return nil, errors.Join(err, model.Close())
 	}
@@ -78,37 +67,37 @@ func prove(ctx context.Context, c config, model *serving.Model, log *slog.Logger
 	return nil
 }
 
-// open loads the model and warms it. It returns how long an inference of zeros
-// takes when the model is warm, 0 where it does not take zeros.
-func open(ctx context.Context, c config, library *onnxruntime.Library, threads int, log *slog.Logger) (_ *serving.Model, inference time.Duration, err error) {
-	engine, err := library.Open(c.model, onnxruntime.Options{Threads: threads, Spin: c.spin})
-	if err != nil {
-		return nil, 0, &exitError{exitModel, err}
-	}
-	for _, name := range engine.Skipped() {
-		log.Warn("an output is no tensor and cannot be asked for", "output", name)
-	}
-	concurrency := c.concurrency
-	if concurrency == 0 {
-		concurrency = 2 * runtime.NumCPU()
-		if c.batching.MaxRows > 1 { // more at a time would take rows from each other's batches
-			concurrency = 1
-			if threads > 0 {
-				concurrency = max(1, runtime.NumCPU()/threads)
-			}
-		}
-	}
-	model := serving.NewModel(c.name, c.version, engine, concurrency)
-	const times = 3 // the first is the cold one
-	for range times {
+// warm runs the model on zeros. It returns how long an inference takes when the
+// model is warm, 0 where it does not take zeros, and how many threads share one.
+func warm(ctx context.Context, c config, engine *onnxruntime.Model, log *slog.Logger) (inference time.Duration, threads int) {
+	model := serving.NewModel(c.name, c.version, engine, 0)
+	threads = c.threads
+	const times = 3 // the first is the cold one, and the others show whether it needs but one thread
+	for i := 0; i < times; i++ {
 		begin := time.Now()
 		if err := model.Warm(ctx); err != nil {
 			log.Warn("the model does not take zeros; it starts cold", "error", err)
-			return model, 0, nil
+			return 0, threads
 		}
-		if inference = time.Since(begin); inference > quick*10 {
-			break // warm enough, and its time is told
+		if inference = time.Since(begin); inference > unbearable {
+			return inference, threads // warm enough, and its time is told
+		}
+		if now := engine.Settle(); now != threads {
+			threads, i = now, -1 // what runs now is cold again
 		}
 	}
-	return model, inference, nil
+	return inference, threads
+}
+
+// concurrency is how many inferences run at a time.
+func concurrency(c config, threads int) int {
+	switch {
+	case c.concurrency > 0:
+		return c.concurrency
+	case c.batching.MaxRows == 1:
+		return 2 * runtime.NumCPU()
+	case threads > 0: // more at a time would take rows from each other's batches
+		return max(1, runtime.NumCPU()/threads)
+	}
+	return 1
 }

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/atelier-edge/atelier/serving"
+	"github.com/atelier-edge/atelier/serving/lending"
 )
 
 // The exit codes.
@@ -45,6 +46,7 @@ type config struct {
 	name, version, model, runtime, listen, golden string
 	threads, concurrency                          int
 	spin                                          bool
+	busyPoll                                      time.Duration
 	maxBody                                       int64
 	script                                        scriptConfig
 	batching                                      serving.Batching
@@ -96,6 +98,7 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
+	flags.DurationVar(&c.busyPoll, "busy-poll", lending.DefaultBusyPoll, "how long to poll for the next request of a client that asks again at once, while nothing else wants the processor (0: never)")
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
@@ -120,6 +123,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
 		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
+	}
+	if c.busyPoll < 0 || c.busyPoll > time.Millisecond {
+		return c, &exitError{exitUsage, errors.New("--busy-poll must be between 0 and 1ms")}
 	}
 	if c.batching.MaxRows < 1 || c.batching.MaxDelay < 0 {
 		return c, &exitError{exitUsage, errors.New("--max-batch must be positive, --max-delay must not be negative")}

@@ -41,6 +41,8 @@ type client struct {
 	// closed at any time.
 	idle    atomic.Bool
 	leaving atomic.Bool
+	waits   atomic.Int64 // since when the client is waited for, in Unix nanoseconds; 0 while it is not
+	evicted bool         // it makes room for another; the gateway's mu guards it
 
 	rawHead []byte // of the request, which req points into
 	req     http1.Request
@@ -108,12 +110,16 @@ func (c *client) next() bool {
 		return false
 	}
 	begin := time.Now()
-	head, err := http1.ReadHead(c.r, func() { c.conn.MustRead(c.g.opts.Times.Head) })
+	head, err := http1.ReadHead(c.r, func() {
+		c.conn.MustRead(c.g.opts.Times.Head)
+		c.waitsFor()
+	})
+	c.goesOn()
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return c.fail(http.StatusRequestHeaderFieldsTooLarge, atelier.Errorf(atelier.TooLarge, "the request's head is larger than %d bytes", http1.MaxHead), false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return c.fail(http.StatusRequestTimeout, atelier.Errorf(atelier.Timeout, "the request's head did not come within %v", c.g.opts.Times.Head), false)
+		return c.fail(http.StatusRequestTimeout, atelier.Errorf(atelier.Timeout, "the request's head did not come in time, which is %v, or less while many clients are connected", c.g.opts.Times.Head), false)
 	case err != nil:
 		return false
 	}
@@ -144,6 +150,8 @@ func (c *client) await() bool {
 		return true
 	}
 	c.conn.MustRead(c.g.opts.Times.Idle)
+	c.waitsFor()
+	defer c.goesOn()
 	c.idle.Store(true)
 	defer c.idle.Store(false)
 	if c.leaving.Load() {

@@ -114,6 +114,8 @@ func (x *exchange) collect() *failure {
 	}
 	if int64(x.r.Buffered()) < x.req.Body.Length || x.req.Body.Chunked {
 		x.conn.MustRead(2 * x.g.opts.Times.Body)
+		x.waitsFor()
+		defer x.goesOn()
 	}
 	for len(x.body) <= maxReplay {
 		if len(x.body) == cap(x.body) {
@@ -231,13 +233,17 @@ func (x *exchange) send(m *backendConn) *failure {
 		return nil
 	}
 	x.sent = true
-	buf := make([]byte, piece)
+	buf, begin, came := make([]byte, piece), time.Now(), int64(0)
 	for !x.stream.Done {
+		if x.g.tooSlow(begin, came) {
+			return bodyFailure(os.ErrDeadlineExceeded)
+		}
 		x.conn.MustRead(x.g.opts.Times.Body)
 		n, err := x.stream.Read(buf)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return bodyFailure(err)
 		}
+		came += int64(n)
 		p := buf[:n]
 		if frame.Chunked {
 			x.out = x.out[:0]

@@ -33,7 +33,8 @@ type Options struct {
 	Listen  string      // address to answer on, "127.0.0.1:8600"
 	TLS     *tls.Config // nil answers in the clear
 	MaxBody int64       // largest body of a request, in bytes; 64 MiB
-	// MaxConns is how many clients may be connected at a time; 1024.
+	// MaxConns is how many clients may be connected at a time; 1024. When one more comes,
+	// one that only waits makes room.
 	MaxConns int
 	Times    Times
 	FS       durable.FS // the file system below State; the operating system's
@@ -92,6 +93,7 @@ type Gateway struct {
 	listen    string     // the address in use, "" for none
 	listenErr error
 	conns     map[*client]struct{}
+	evicted   int // of conns, those that make room for others
 	draining  bool
 	clients   sync.WaitGroup
 
@@ -208,7 +210,7 @@ func (g *Gateway) welcome(conn net.Conn) {
 func (g *Gateway) serveConn(conn net.Conn) {
 	c := newClient(g, conn)
 	g.mu.Lock()
-	full := len(g.conns) >= g.opts.MaxConns
+	full := len(g.conns)-g.evicted >= g.opts.MaxConns && !g.makeRoom(time.Now())
 	if !full && !g.draining {
 		g.conns[c] = struct{}{}
 	}
@@ -223,6 +225,9 @@ func (g *Gateway) serveConn(conn net.Conn) {
 		c.serve()
 		g.mu.Lock()
 		delete(g.conns, c)
+		if c.evicted {
+			g.evicted--
+		}
 		g.mu.Unlock()
 	}()
 }

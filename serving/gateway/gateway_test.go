@@ -573,22 +573,3 @@ func TestPortTaken(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestTooManyClients(t *testing.T) {
-	t.Parallel()
-	d := newDevice(t, Options{MaxConns: 1})
-	first, err := net.Dial("tcp", d.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	if _, err := io.WriteString(first, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := http.ReadResponse(bufio.NewReader(first), nil); err != nil {
-		t.Fatal(err)
-	}
-	if got := d.raw(""); !strings.HasPrefix(got, "HTTP/1.1 503 ") {
-		t.Errorf("the second client got %q", got)
-	}
-}

@@ -70,6 +70,14 @@ func (h *http2) begin(g *Gateway) {
 				MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: maxStreamBuffer, MaxReceiveBufferPerConnection: maxConnBuffer,
 				WriteByteTimeout: g.opts.Times.Body,
 			},
+			ConnState: func(conn net.Conn, state http.ConnState) {
+				switch c := conn.(*handedConn).client; state {
+				case http.StateNew, http.StateIdle:
+					c.waitsFor()
+				default: // there are calls, or it has ended
+					c.goesOn()
+				}
+			},
 		}
 		h.server.Protocols.SetUnencryptedHTTP2(true)
 		go func() {
@@ -96,6 +104,7 @@ func (h *http2) end(d time.Duration) {
 // handedConn is a client's connection in the hands of the HTTP/2 server.
 type handedConn struct {
 	net.Conn
+	client *client
 	r      io.Reader // with what came already
 	once   sync.Once
 	closed chan struct{}
@@ -116,7 +125,7 @@ func (c *client) serveHTTP2() {
 		return // the gateway ends
 	}
 	c.conn.MayRead()
-	conn := &handedConn{Conn: c.conn.Conn, r: c.r, closed: make(chan struct{})}
+	conn := &handedConn{Conn: c.conn.Conn, client: c, r: c.r, closed: make(chan struct{})}
 	select {
 	case c.g.http2.conns <- conn:
 		<-conn.closed
@@ -301,7 +310,15 @@ type callBody struct {
 	control  *http.ResponseController
 	patience time.Duration
 	mu       sync.Mutex
+	closed   bool // by the transport, which does so where the module fails; reads fail then, too
 	err      error
+}
+
+func (c *callBody) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	return c.ReadCloser.Close()
 }
 
 func (c *callBody) Read(b []byte) (int, error) {
@@ -309,7 +326,9 @@ func (c *callBody) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.mu.Lock()
-		c.err = err
+		if !c.closed {
+			c.err = err
+		}
 		c.mu.Unlock()
 	}
 	return n, err

@@ -146,7 +146,7 @@ func TestGRPCPassesThrough(t *testing.T) {
 // Modules that are away, slow or speak no gRPC are told apart.
 func TestGRPCModuleFails(t *testing.T) {
 	t.Parallel()
-	d := newDevice(t, Options{Times: Times{Answer: 100 * time.Millisecond}})
+	d := newDevice(t, Options{Times: Times{Answer: time.Second}}) // long enough for all but the slow one
 	client := caller(t)
 	one, _ := d.module("one", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	for name, c := range map[string]struct {

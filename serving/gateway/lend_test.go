@@ -65,7 +65,7 @@ func (d *device) borrows(name string) *borrower {
 		}
 		_, _ = fmt.Fprintf(w, "%s %s", m.Rollout, body)
 	})
-	m.Borrower = lending.NewBorrower(m, slog.New(slog.DiscardHandler))
+	m.Borrower = lending.NewBorrower(m, slog.New(slog.DiscardHandler), lending.DefaultBusyPoll)
 	l, err := lending.Listen(filepath.Join(d.dir, name) + lending.Suffix)
 	if err != nil {
 		d.t.Fatal(err)
@@ -89,9 +89,6 @@ type keeping struct {
 func (d *device) keeping() *keeping {
 	d.t.Helper()
 	conn, err := net.Dial("tcp", d.addr)
-	if err == nil {
-		err = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	}
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -105,6 +102,9 @@ func post(path, key, body string) string {
 
 // read reads one answer.
 func (k *keeping) read() (*http.Response, string, error) {
+	if err := k.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return nil, "", err
+	}
 	resp, err := http.ReadResponse(k.r, nil)
 	if err != nil {
 		return nil, "", err

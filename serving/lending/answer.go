@@ -23,6 +23,8 @@ func (l *lent) answer(size int) (Outcome, bool) {
 	if size == l.n {
 		l.slot.state.Store(whole)
 	}
+	l.c.b.poller.enter(l)
+	defer l.c.b.poller.leave()
 	l.nextID()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	l.begin(cancel, size < l.n)
@@ -46,7 +48,7 @@ func (l *lent) answer(size int) (Outcome, bool) {
 	l.slot.state.Store(answering)
 	l.compose(&a)
 	err = l.write()
-	l.record(a.Status)
+	l.habit.worked(l.began, l.record(a.Status))
 	if cap(l.out) > MaxRequest {
 		l.out = nil // one large answer does not keep its memory
 	}
@@ -106,7 +108,10 @@ func (l *lent) write() error {
 	return nil
 }
 
-func (l *lent) record(status int) {
+// record counts an answer and returns when it was given.
+func (l *lent) record(status int) time.Time {
+	now := time.Now()
 	l.slot.answered.Add(1)
-	l.c.page.record(status, time.Since(l.began), l.c.terms.Bounds)
+	l.c.page.record(status, now.Sub(l.began), l.c.terms.Bounds)
+	return now
 }

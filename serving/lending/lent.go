@@ -34,6 +34,7 @@ type lent struct {
 	head  http1.Request
 	id    []byte // of the request
 	out   []byte
+	habit habit
 	patience
 }
 
@@ -107,6 +108,9 @@ func (l *lent) more(size int) (Outcome, bool) {
 		l.buf = l.buf[:cap(l.buf)]
 	}
 	l.conn.MustRead(l.c.terms.Idle)
+	if l.n == 0 {
+		l.busyPoll()
+	}
 	err := l.raw.Read(l.read)
 	if err == nil {
 		err = l.err
@@ -134,6 +138,7 @@ func (l *lent) tryRead(fd uintptr) bool {
 			if l.n == 0 {
 				l.began = time.Now()
 				l.slot.since.Store(l.began.UnixNano())
+				l.habit.asked(l.began, l.c.b.poller.limit)
 			}
 			l.n += n
 			return true

@@ -10,11 +10,11 @@ import (
 	"github.com/atelier-edge/atelier/serving"
 )
 
-// BenchmarkSilero calls silero in this process, as atelier-serve does by default,
-// with what bench/ asks through the gateway. It reports the median beside the
+// BenchmarkSilero calls silero in this process, with one thread, as atelier-serve
+// finds out to be best, and with what bench/ asks through the gateway. It reports the median beside the
 // mean, since bench/ compares medians.
 func BenchmarkSilero(b *testing.B) {
-	m, err := library.Open(repository+"/.cache/models/silero-vad.onnx", Options{})
+	m, err := library.Open(repository+"/.cache/models/silero-vad.onnx", Options{Threads: 1})
 	if err != nil {
 		b.Fatalf("%v; run 'make model'", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 	"unsafe"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -19,8 +20,9 @@ import (
 
 // Options tune a model. The zero value suits most.
 type Options struct {
-	// Threads is how many threads share the work of one inference; 0 is one for
-	// each processor that the process may use.
+	// Threads is how many threads share the work of one inference. 0 is one for
+	// each processor that the process may use, or one alone where inferences turn out to
+	// be so quick that sharing them takes longer.
 	Threads int
 	// Spin lets those threads wait for work actively for a moment after each
 	// inference: quicker answers under load, for processor time when idle.
@@ -30,14 +32,18 @@ type Options struct {
 // Model is one loaded model. It implements serving.Engine.
 type Model struct {
 	lib       *Library
-	session   handle
+	path      string
+	threads   int   // as Options said
+	spin      bool  // likewise
+	crew      *crew // nil where the threads are settled
 	signature atelier.Signature
 	inputs    []port
 	outputs   []port
 	skipped   []string
 
-	mu     sync.RWMutex // held for reading by each Infer, for writing by Close
-	closed bool
+	mu      sync.RWMutex // held for reading by each Infer, for writing by Close and exchange
+	session handle
+	closed  bool
 }
 
 var _ serving.RowEngine = (*Model)(nil)
@@ -60,13 +66,28 @@ var elementTypes = map[serving.Datatype]uintptr{
 // the code Corrupt and carries the library's words; Unsupported where the model
 // takes something else than tensors.
 func (l *Library) Open(path string, options Options) (*Model, error) {
-	refuse := func(err error) error {
-		return atelier.Errorf(atelier.Corrupt, "ONNX Runtime %s cannot load the model %s: %w", l.version, path, err).
+	begin := time.Now()
+	session, err := l.session(path, options)
+	if err != nil {
+		return nil, atelier.Errorf(atelier.Corrupt, "ONNX Runtime %s cannot load the model %s: %w", l.version, path, err).
 			WithRemedy("Check the model with the library's own tools, and that this version of the library knows its operators.")
 	}
+	m := &Model{
+		lib: l, path: path, threads: options.Threads, spin: options.Spin, session: session,
+		crew: newCrew(options, time.Since(begin)),
+	}
+	if err := m.describe(); err != nil {
+		l.release(fnReleaseSession, m.session)
+		return nil, err
+	}
+	return m, nil
+}
+
+// session loads the model at path.
+func (l *Library) session(path string, options Options) (session handle, err error) {
 	var opts handle
 	if err := l.call(fnCreateSessionOptions, uintptr(unsafe.Pointer(&opts))); err != nil {
-		return nil, refuse(err)
+		return 0, err
 	}
 	defer l.release(fnReleaseSessionOptions, opts)
 	const optimizeAll = 99 // ORT_ENABLE_ALL
@@ -75,25 +96,18 @@ func (l *Library) Open(path string, options Options) (*Model, error) {
 		spin = "1"
 	}
 	key, value := cString("session.intra_op.allow_spinning"), cString(spin)
-	err := errors.Join(
+	err = errors.Join(
 		l.call(fnSetSessionGraphOptimizationLevel, opts, optimizeAll),
 		l.call(fnSetIntraOpNumThreads, opts, uintptr(options.Threads)),
 		l.call(fnSetInterOpNumThreads, opts, 1),
 		l.call(fnAddSessionConfigEntry, opts, uintptr(unsafe.Pointer(&key[0])), uintptr(unsafe.Pointer(&value[0]))),
 	)
 	if err != nil {
-		return nil, refuse(err)
+		return 0, err
 	}
-	m := &Model{lib: l}
 	file := cString(path)
-	if err := l.call(fnCreateSession, l.env, uintptr(unsafe.Pointer(&file[0])), opts, uintptr(unsafe.Pointer(&m.session))); err != nil {
-		return nil, refuse(err)
-	}
-	if err := m.describe(); err != nil {
-		l.release(fnReleaseSession, m.session)
-		return nil, err
-	}
-	return m, nil
+	err = l.call(fnCreateSession, l.env, uintptr(unsafe.Pointer(&file[0])), opts, uintptr(unsafe.Pointer(&session)))
+	return session, err
 }
 
 // describe reads the model's inputs and outputs.
@@ -201,6 +215,9 @@ func (m *Model) Skipped() []string { return m.skipped }
 
 // Close implements serving.Engine.
 func (m *Model) Close() error {
+	if m.crew != nil {
+		m.crew.changing.Wait()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.closed {
@@ -218,7 +235,18 @@ func (m *Model) Infer(ctx context.Context, inputs []serving.Tensor, outputs []in
 // InferRows implements serving.RowEngine. The rows are put together where the
 // library wants to have them, so that they are copied no more often than those of
 // one request.
-func (m *Model) InferRows(ctx context.Context, parts [][]serving.Tensor, outputs []int) ([]serving.Tensor, error) {
+func (m *Model) InferRows(ctx context.Context, parts [][]serving.Tensor, outputs []int) (results []serving.Tensor, err error) {
+	if !m.crew.measures() {
+		return m.infer(ctx, parts, outputs)
+	}
+	m.measured(func() error {
+		results, err = m.infer(ctx, parts, outputs)
+		return err
+	})
+	return results, err
+}
+
+func (m *Model) infer(ctx context.Context, parts [][]serving.Tensor, outputs []int) ([]serving.Tensor, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if m.closed {
