@@ -113,3 +113,17 @@ func Place(g program.Geometry, n *reference.Network) (*program.Program, error) {
 	}
 	return program.Place(g, layers)
 }
+
+// Widest returns a layer of 510 inputs whose sums reach to the ends of the
+// accumulators, with the shift that brings them back to 8 bits.
+func Widest() *reference.Network {
+	d := &reference.Dense{Requantisation: reference.Requantisation{Multiplier: 1 << 15, Shift: 31, Low: -128, High: 127}}
+	for _, w := range []int8{127, -128} {
+		row := make([]int8, 510)
+		for i := range row {
+			row[i] = w
+		}
+		d.Weights, d.Bias = append(d.Weights, row), append(d.Bias, 1000)
+	}
+	return &reference.Network{Layers: []reference.Layer{d}}
+}
