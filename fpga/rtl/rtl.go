@@ -50,9 +50,6 @@ type Design struct {
 	Front    Front
 	Geometry program.Geometry
 	UUID     [16]byte
-	// Change, if it is set, changes a source file before it is compiled: tests make
-	// faulty designs with it.
-	Change func(name string, source []byte) []byte
 	// Netlist, if it is set, lists Verilog files to be simulated instead of the sources, and Top is
 	// their module with the front's pins.
 	Netlist []string
@@ -83,7 +80,7 @@ func Build(ctx context.Context, dir string, d Design) (string, error) {
 	if d.Fast {
 		optimise = "-O2"
 	}
-	args := []string{"--cc", "--exe", "--build", "-Wno-fatal", "-Wno-lint", "-Wno-style", "-Wno-MULTITOP", "--prefix", "Vdut", "-Mdir", "build",
+	args := []string{"--cc", "--exe", "--build", "-Wno-fatal", "-Wno-lint", "-Wno-style", "-Wno-MULTITOP", "-Wno-UNOPTFLAT", "-DNO_ICE40_DEFAULT_ASSIGNMENTS", "--prefix", "Vdut", "-Mdir", "build",
 		"-CFLAGS", fmt.Sprintf("%s -DFRONT=%d", optimise, d.Front), "-MAKEFLAGS", "OPT_FAST=" + optimise + " OPT_SLOW=-O0 OPT_GLOBAL=" + optimise,
 		"--x-assign", "fast", "--x-initial", "fast", "-o", "simulator", "harness.cpp"}
 	if len(d.Netlist) > 0 {
@@ -98,9 +95,6 @@ func Build(ctx context.Context, dir string, d Design) (string, error) {
 			source, err := Sources.ReadFile(name)
 			if err != nil {
 				return "", err
-			}
-			if d.Change != nil {
-				source = d.Change(name, source)
 			}
 			if err := os.WriteFile(filepath.Join(dir, name), source, 0o644); err != nil {
 				return "", err
@@ -124,9 +118,9 @@ type Simulator struct {
 	out *bufio.Reader
 }
 
-// Start starts what Build made. It ends with Close, or when ctx is done.
-func Start(ctx context.Context, path string) (*Simulator, error) {
-	cmd := exec.CommandContext(ctx, path)
+// Start starts what Build made, with plusargs for its design. It ends with Close, or when ctx is done.
+func Start(ctx context.Context, path string, args ...string) (*Simulator, error) {
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

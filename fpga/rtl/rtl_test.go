@@ -52,9 +52,9 @@ func build(t *testing.T, d rtl.Design) string {
 	return path
 }
 
-func start(t *testing.T, path string) *rtl.Simulator {
+func start(t *testing.T, path string, args ...string) *rtl.Simulator {
 	t.Helper()
-	s, err := rtl.Start(context.WithoutCancel(t.Context()), path)
+	s, err := rtl.Start(context.WithoutCancel(t.Context()), path, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
