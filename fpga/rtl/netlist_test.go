@@ -2,7 +2,6 @@ package rtl_test
 
 import (
 	"encoding/hex"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -127,7 +126,7 @@ func TestBitstreams(t *testing.T) {
 			damaged := slices.Clone(b)
 			damaged[at] ^= 4
 			if _, err := bitstream.Parse(damaged); err == nil {
-				t.Error(fmt.Sprintf("%s: the bit that was flipped at %d was not found", part, at))
+				t.Errorf("%s: the bit that was flipped at %d was not found", part, at)
 			}
 		}
 	}
