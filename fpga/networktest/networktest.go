@@ -117,7 +117,7 @@ func Place(g program.Geometry, n *reference.Network) (*program.Program, error) {
 // Widest returns a layer of 510 inputs whose sums reach to the ends of the
 // accumulators, with the shift that brings them back to 8 bits.
 func Widest() *reference.Network {
-	d := &reference.Dense{Requantisation: reference.Requantisation{Multiplier: 1 << 15, Shift: 31, Low: -128, High: 127}}
+	d := &reference.Dense{Requantisation: reference.Requantisation{Multiplier: 65535, Shift: 32, Low: -128, High: 127}}
 	for _, w := range []int8{127, -128} {
 		row := make([]int8, 510)
 		for i := range row {
