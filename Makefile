@@ -15,7 +15,7 @@ TEST_TIMEOUT ?= 40m
 DURATION ?= 1h
 
 .DEFAULT_GOAL := help
-.PHONY: help build runtime model demo demo-stop test-tools test bench soak fuzz crash lint clean
+.PHONY: help build runtime model demo demo-stop test-tools test bench fpga soak fuzz crash lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,7 @@ demo-stop: ## end what 'make demo KEEP=1' left running
 
 test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient, mlflow-skinny, toxiproxy
 	@scripts/install-test-tools $(CACHE)
+	@fpga/install-tools
 
 test: test-tools build runtime model ## run all tests (RACE=1 with the race detector, PKG=./hub/... a part)
 	go vet ./...
@@ -48,6 +49,16 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 bench: test-tools build runtime model ## run the benchmarks (BENCH=name one of them)
 	@[ "$(BENCH)" = spine ] || scripts/fetch-pairs $(CACHE)/pairs
 	@go run ./bench $(BENCH)
+
+fpga: ## simulate the overlay for FPGAs, make its bitstreams for iCE40, and compare them with it; into bin/fpga/
+	@fpga/install-tools all
+	@rm -rf $(CACHE)/fpga $(BIN)/fpga
+	fpga/synthesise hx8k $(CACHE)/fpga/hx8k
+	fpga/synthesise up5k $(CACHE)/fpga/up5k
+	@# Only what behaves as the RTL and the reference do goes on.
+	ATELIER_FPGA=full ATELIER_FPGA_BUILD=$(CACHE)/fpga go test -count=1 -timeout 60m -v ./fpga/rtl
+	@mkdir -p $(BIN)/fpga
+	@for part in hx8k up5k; do for what in bin json; do cp $(CACHE)/fpga/$$part/overlay.$$what $(BIN)/fpga/overlay-$$part.$$what; done; done
 
 soak: test-tools runtime ## a day in an hour: cut links, change versions, and see that nothing grows (DURATION=1h, SEED=n)
 	SOAK_DURATION=$(DURATION) SOAK_SEED=$(SEED) SOAK_TABLE=$(CACHE)/soak.md \

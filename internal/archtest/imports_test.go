@@ -44,6 +44,14 @@ var layers = []layer{
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
 
+	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
+	{"fpga/reference", nil, "it defines the arithmetic, and depends on nothing that could change it"},
+	{"fpga/sim", []string{"", "fpga/program"}, "the model of the processor knows programs only"},
+	{"fpga/rtl", []string{"", "fpga/program"}, "the processor itself knows programs only"},
+	{"fpga/overlay", []string{"", "internal/onnx", "fpga/program", "fpga/reference"}, "the compiler runs without hub, agent and engines"},
+	{"fpga/bitstream", []string{""}, "whoever checks bitstreams shares it"},
+	{"fpga/networktest", []string{"fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
+
 	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
 
 	{"hub/store", []string{"", "internal/durable"}, "the store knows no kinds and no rules"},
@@ -83,6 +91,9 @@ var bans = []ban{
 	{within: "hub", imports: module + "/agent", why: "hub and agent share the wire, not code"},
 	{within: "agent", imports: module + "/hub", deep: true, why: "hub and agent share the wire, not code"},
 	{within: "cmd/atelier-hub", imports: module + "/packaging/environment/build", deep: true, why: "the hub builds nothing"},
+	{within: "fpga/sim", imports: module + "/fpga/reference", deep: true, why: "two opinions on the arithmetic are worth something only when neither was copied"},
+	{within: "fpga/reference", imports: module, why: "the definition stands alone"},
+	{within: "cmd/atelier-hub", imports: module + "/fpga", deep: true, why: "the hub compiles nothing for FPGAs"},
 	{within: "cmd/atelier-hub", imports: module + "/targets", deep: true, why: "the hub runs no modules"},
 	{within: "cmd/atelier-hub", imports: module + "/serving", deep: true, why: "the hub serves no models"},
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: []string{"agent/link"}, why: "agent/link is the one importer of MQTT on a device"},
