@@ -215,7 +215,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry,
-		Images:  distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
+		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),

@@ -16,6 +16,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
+	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/patient"
@@ -31,9 +32,10 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
-	// Images serves the container registries below /v2/, authenticating its callers
-	// itself; nil for none.
-	Images http.Handler
+	Images    *images.Registry
+	// Distribution serves the container registries below /v2/, authenticating its
+	// callers itself; nil for none.
+	Distribution http.Handler
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
@@ -55,6 +57,7 @@ type server struct {
 	store        store.Store
 	access       *access.Authority
 	registry     *registry.Registry
+	images       *images.Registry
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
@@ -81,7 +84,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
@@ -92,17 +95,17 @@ func build(c Config) (http.Handler, *server) {
 	}
 	s.api = humago.New(pathMux{s.mux}, openAPI(c.Hub.Version))
 	s.routes(s.api)
-	return s.observe(secure(sameOrigin(s.split(c.Images, s.authenticate(problems(s.mux)))))), s
+	return s.observe(secure(sameOrigin(s.split(c.Distribution, s.authenticate(problems(s.mux)))))), s
 }
 
 // split hands what is below /v2/ to the container registries, and the rest to the API.
-func (s *server) split(images, api http.Handler) http.Handler {
-	if images == nil {
+func (s *server) split(distribution, api http.Handler) http.Handler {
+	if distribution == nil {
 		return api
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
-			images.ServeHTTP(w, r)
+			distribution.ServeHTTP(w, r)
 			return
 		}
 		api.ServeHTTP(w, r)
@@ -118,6 +121,7 @@ func (s *server) routes(api huma.API) {
 	s.registerModels(api)
 	s.registerVersions(api)
 	s.registerEnvironments(api)
+	s.registerImages(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)
