@@ -58,11 +58,11 @@ func (a *API) open(sealed string) (t token, ok bool) {
 	if !ok || len(sealed) > maxToken {
 		return t, false
 	}
-	got, err := base64.RawURLEncoding.DecodeString(sum)
+	got, err := base64.RawURLEncoding.Strict().DecodeString(sum)
 	if err != nil || !hmac.Equal(got, a.sum(text)) {
 		return t, false
 	}
-	body, err := base64.RawURLEncoding.DecodeString(text)
+	body, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || json.Unmarshal(body, &t) != nil {
 		return t, false
 	}
