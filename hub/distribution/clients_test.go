@@ -168,7 +168,7 @@ func TestSkopeo(t *testing.T) {
 	first, second := x.host+"/plant-7/first:1", x.host+"/plant-7/second:1"
 	s.run(crane, "auth", "login", x.host, "-u", "anybody", "-p", x.admin)
 	s.run(crane, "append", "--oci-empty-base", "-f", "layer.tar", "-t", first)
-	s.refused("unauthorized", skopeo, "inspect", "docker://"+first)
+	x.shell(t).refused("unauthorized", skopeo, "inspect", "docker://"+first) // a shell that has not logged in
 	s.run(skopeo, "login", "--username", "anybody", "--password", x.admin, x.host)
 	s.run(skopeo, "--insecure-policy", "copy", "docker://"+first, "docker://"+second)
 	s.run(skopeo, "--insecure-policy", "copy", "docker://"+second, "oci:"+filepath.Join(s.dir, "layout")+":1")

@@ -183,6 +183,18 @@ func (r *Registry) Delete(ctx context.Context, workspace, repository, digest str
 		if err != nil {
 			return err
 		}
+		near, err := catalog.Images.List(tx, store.Query{
+			Workspace: workspace, Parent: img.RepositoryID, Rel: catalog.RelBlob, To: string(img.Content), Limit: 3,
+		})
+		if err != nil {
+			return err
+		}
+		for _, other := range near { // the image itself is among them
+			if other.ID != img.ID && slices.Contains(other.Parts, img.Content) {
+				return atelier.Errorf(atelier.InUse, "the index %s names this image", other.Digest).WithField(FieldManifest).
+					WithRemedy("Delete the index first.")
+			}
+		}
 		return deleteImage(tx, workspace, img)
 	})
 }
