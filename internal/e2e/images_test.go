@@ -202,8 +202,8 @@ func TestImagesOnAHubThatIsKilled(t *testing.T) {
 			t.Errorf("manifest %d came back as %s with the digest %s, want %s", i, res.Status, d, digests[i])
 		}
 	}
-	if left, err := filepath.Glob(filepath.Join(w.dir, "hub", "content", "ingest", "*")); err != nil || len(left) > 2*4 {
-		t.Errorf("%d files of uploads are left: %v", len(left), err) // each kill may leave one that was finished without an answer
+	if files, err := filepath.Glob(filepath.Join(w.dir, "hub", "content", "ingest", "*")); err != nil || len(files) > 2*4 {
+		t.Errorf("%d files of uploads are left: %v", len(files), err) // each kill may leave one that was finished without an answer
 	}
 
 	var list []atelier.Image
@@ -233,9 +233,10 @@ func TestImagesOnAHubThatIsKilled(t *testing.T) {
 	w.fails(2, "image", "show", "press/Cell:v1")
 	w.atelier("image", "delete", "press/cell:v0")
 	w.atelier("image", "delete", "press/cell@"+digests[1])
-	w.asked(&list, "image", "list", "press/cell")
-	if len(list) != images-1 || len(list[0].Tags) != 0 {
-		t.Errorf("the images are %+v", list)
+	var left []atelier.Image
+	w.asked(&left, "image", "list", "press/cell")
+	if len(left) != images-1 || len(left[0].Tags) != 0 {
+		t.Errorf("the images are %+v", left)
 	}
 	w.atelier("image", "delete", "press/cell")
 	if out := w.atelier("image", "list"); !strings.Contains(out, w.listen+"/plant/NAME") {
