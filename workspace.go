@@ -32,11 +32,17 @@ const (
 	ResourceRegistry    = "registry"
 )
 
+// ProviderBuiltin is the provider of what the hub itself keeps.
+const ProviderBuiltin = "builtin"
+
+// ProviderUser is the provider of what the user has brought.
+const ProviderUser = "user"
+
 // AssociatedResource is a resource made with the workspace or brought by its
 // user: where its blobs, telemetry, secrets and container images live.
 type AssociatedResource struct {
 	Kind string `json:"kind"` // one of the Resource… constants
-	// Provider names who keeps it: "builtin" is the hub itself.
+	// Provider names who keeps it: ProviderBuiltin or ProviderUser.
 	Provider string `json:"provider"`
 	// Address says where it is, as far as its users need to know.
 	Address string `json:"address,omitempty"`

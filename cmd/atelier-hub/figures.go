@@ -16,6 +16,14 @@ func (h *hub) figures(r *prometheus.Registry) {
 	const sentHelp = "Bytes of content that were sent to devices, by the way: whole as it is, difference as a difference to what the device has."
 	count(sent, sentHelp, prometheus.Labels{"way": "whole"}, func() uint64 { n, _ := h.fleet.Sent(); return n })
 	count(sent, sentHelp, prometheus.Labels{"way": "difference"}, func() uint64 { _, n := h.fleet.Sent(); return n })
+	const layers = "atelier_image_bytes_total"
+	const layersHelp = "Bytes of images' layers that tools moved, by the way: push into the container registries, pull out of them."
+	count(layers, layersHelp, prometheus.Labels{"way": "push"}, func() uint64 { return h.images.Stats().Received })
+	count(layers, layersHelp, prometheus.Labels{"way": "pull"}, func() uint64 { return h.images.Stats().Sent })
+	count("atelier_images_pushed_total", "Manifests that were pushed into the container registries.", nil,
+		func() uint64 { return h.images.Stats().Pushed })
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "atelier_image_uploads", Help: "Uploads of layers that are open."},
+		func() float64 { return float64(h.images.Uploads()) }))
 	if h.differences == nil {
 		return
 	}

@@ -23,8 +23,10 @@ import (
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/authority"
 	"github.com/atelier-edge/atelier/hub/difference"
+	"github.com/atelier-edge/atelier/hub/distribution"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
+	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/rest"
 	"github.com/atelier-edge/atelier/hub/store"
@@ -146,6 +148,7 @@ type hub struct {
 	store       store.Store
 	telemetry   *telemetry.Store
 	registry    *registry.Registry
+	images      *images.Registry
 	fleet       *fleet.Fleet
 	differences *difference.Cache // nil where none are made
 	api         http.Handler
@@ -190,6 +193,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		return nil, err
 	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
+	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
 	var differences fleet.Differences
 	if c.differences > 0 {
 		h.differences, err = difference.Open(difference.Options{
@@ -211,6 +215,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry,
+		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),
@@ -271,6 +276,7 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 		keep("differences", h.differences.Run)
 	}
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
+	keep("images", func(ctx context.Context) error { h.images.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
 		store.Retention{Events: c.keepEvents, Audit: c.keepAudit, Log: part(c.log, "retention")}.Run(ctx, h.store)
 		return nil

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/client"
 )
 
 // transferFlags bound the transfer of content.
@@ -20,9 +21,12 @@ func (f *transferFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.window, "transfer-window", "", "when, such as 22:00-06:00 (UTC) or '22:00-06:00 Europe/Berlin'; none for always")
 }
 
+// given reports whether any of the flags was.
+func (f *transferFlags) given() bool { return f.bandwidth != "" || f.window != "" }
+
 // change returns what the flags ask for.
 func (f *transferFlags) change() (c atelier.TransferChange, err error) {
-	if f.bandwidth == "" && f.window == "" {
+	if !f.given() {
 		return c, errUsage{fmt.Errorf("nothing is to be set\n  Pass --bandwidth RATE or --transfer-window HH:MM-HH:MM")}
 	}
 	if f.bandwidth != "" {
@@ -106,14 +110,24 @@ telemetry are not content: they always pass. A transfer that the window closes o
 
 func (a *app) workspaceSet() *cobra.Command {
 	var f transferFlags
+	var registry string
 	cmd := &cobra.Command{
-		Use: "set [NAME]", Short: "Set how fast, and when, content is transferred to a workspace's devices", Args: between(0, 1),
+		Use: "set [NAME]", Short: "Set how content is transferred to a workspace's devices, and who keeps its images", Args: between(0, 1),
 		Long: `Set how fast, and when, content is transferred to all devices of a workspace together. They share the bandwidth
-evenly. A device's own settings hold beside these.`,
-		Example: "  atelier workspace set --bandwidth 50MB/s --transfer-window 'none'",
+evenly. A device's own settings hold beside these.
+
+The hub is the workspace's container registry, unless you bring one of your own with --registry. It can be changed as long as
+the hub keeps no images.`,
+		Example: `  atelier workspace set --bandwidth 50MB/s --transfer-window none
+  atelier workspace set --registry https://registry.example/plant-7`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			change, err := f.change()
-			if err != nil {
+			var change client.WorkspaceChange
+			if registry != "" {
+				change.Registry = &registry
+			}
+			if transfer, err := f.change(); err == nil {
+				change.Transfer = &transfer
+			} else if registry == "" || f.given() {
 				return err
 			}
 			name, err := a.named(args)
@@ -124,15 +138,14 @@ evenly. A device's own settings hold beside these.`,
 			if err != nil {
 				return err
 			}
-			w, err := cl.SetWorkspaceTransfer(cmd.Context(), name, change)
+			w, err := cl.SetWorkspace(cmd.Context(), name, change)
 			if err != nil {
 				return err
 			}
-			return a.print(w, func() table {
-				return table{rows: [][]string{{"Name:", w.Name}, {"Transfers:", transferCell(w.Transfer)}}}
-			})
+			return a.print(w, func() table { return workspaceTable(w) })
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&registry, "registry", "", "address of your own container registry, https://HOST; builtin for the hub's")
 	return cmd
 }

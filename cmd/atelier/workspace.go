@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) workspaceCommand() *cobra.Command {
-	var description string
+	var description, registry string
 	create := &cobra.Command{
 		Use: "create NAME", Short: "Make a workspace and use it", Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -19,7 +19,7 @@ func (a *app) workspaceCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w, err := cl.CreateWorkspace(cmd.Context(), args[0], description)
+			w, err := cl.CreateWorkspace(cmd.Context(), args[0], description, registry)
 			if err != nil {
 				return err
 			}
@@ -30,6 +30,7 @@ func (a *app) workspaceCommand() *cobra.Command {
 		},
 	}
 	create.Flags().StringVar(&description, "description", "", "what the workspace is for")
+	create.Flags().StringVar(&registry, "registry", "", "address of your own container registry, https://HOST; the hub keeps the images where empty")
 
 	list := &cobra.Command{
 		Use: "list", Short: "List the workspaces", Aliases: []string{"ls"}, Args: exactly(0),

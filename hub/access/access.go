@@ -10,7 +10,8 @@
 // that refreshes itself would bury what matters. So are the verbs that every
 // device does many times a minute (telemetry, content, reports): a synced row for
 // each would cost more than the work itself, and what they did can be seen in
-// what they wrote. A builder that keeps what it has claimed is like them.
+// what they wrote. A builder that keeps what it has claimed is like them, and so
+// are the pieces of layers that make an image: its push is audited.
 package access
 
 import "context"
@@ -64,8 +65,19 @@ type Object struct {
 
 type principalKey struct{}
 
+type seenKey struct{}
+
+// WithSeen returns a context that tells seen who the caller is, once WithPrincipal
+// says so of a context made from it: whoever logs a request began before that.
+func WithSeen(ctx context.Context, seen *Principal) context.Context {
+	return context.WithValue(ctx, seenKey{}, seen)
+}
+
 // WithPrincipal returns a context that carries the caller.
 func WithPrincipal(ctx context.Context, p Principal) context.Context {
+	if seen, ok := ctx.Value(seenKey{}).(*Principal); ok {
+		*seen = p
+	}
 	return context.WithValue(ctx, principalKey{}, p)
 }
 

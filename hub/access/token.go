@@ -203,7 +203,29 @@ func (a *Authority) Authenticate(ctx context.Context, secret string) (Principal,
 		return Principal{}, atelier.Errorf(atelier.Unauthenticated, "the access token %s has expired", t.Name).
 			WithRemedy("Ask an administrator of the hub for a new one.")
 	}
-	return Principal{Kind: User, ID: t.ID, Name: t.Name, Workspace: t.Workspace, Role: t.Role}, nil
+	return t.principal(), nil
+}
+
+// Holder returns whom the access token with the id stands for, for those that were
+// given something in its place. Unauthenticated once it was revoked or has expired.
+func (a *Authority) Holder(ctx context.Context, id string) (Principal, error) {
+	var t AccessToken
+	err := a.store.View(ctx, func(tx store.Tx) (err error) {
+		t, err = Tokens.Get(tx, "", id)
+		return err
+	})
+	if code := atelier.CodeOf(err); code == atelier.NotFound || err == nil && a.expired(t) {
+		return Principal{}, atelier.Errorf(atelier.Unauthenticated, "the access token was revoked, or has expired").
+			WithRemedy("Ask an administrator of the hub for a new one.")
+	}
+	if err != nil {
+		return Principal{}, err
+	}
+	return t.principal(), nil
+}
+
+func (t AccessToken) principal() Principal {
+	return Principal{Kind: User, ID: t.ID, Name: t.Name, Workspace: t.Workspace, Role: t.Role}
 }
 
 func (a *Authority) expired(t AccessToken) bool {

@@ -31,6 +31,13 @@ const (
 	EnvironmentBuild  Verb = "environment.build"  // claim a build, and say what came of it
 	EnvironmentHold   Verb = "environment.hold"   // keep a build that was claimed
 
+	ImageList     Verb = "image.list"     // see the images and tags of the container registry
+	ImageShow     Verb = "image.show"     // read an image's manifest, and what refers to it
+	ImageDownload Verb = "image.download" // read an image's layers
+	ImageUpload   Verb = "image.upload"   // send layers for an image, which show only once it is pushed
+	ImagePush     Verb = "image.push"     // push an image's manifest, and tag it
+	ImageDelete   Verb = "image.delete"   // delete an image, a tag or a layer
+
 	RuntimeRegister Verb = "runtime.register" // add a runtime to the hub
 	RuntimeList     Verb = "runtime.list"     // see the hub's runtimes
 	RuntimeShow     Verb = "runtime.show"     // read a runtime
@@ -106,10 +113,10 @@ var ofBuilder = map[Verb]bool{
 	BlobUpload: true, BlobShow: true,
 }
 
-// frequent are the verbs that a device does many times a minute, and a builder as
-// long as it builds.
+// frequent are the verbs that a device does many times a minute, a builder as long as
+// it builds, and whoever pushes an image for each piece of each layer.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentHold: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentHold: true, ImageUpload: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

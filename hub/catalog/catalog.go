@@ -24,6 +24,9 @@ const (
 	RelUnbuilt    = "unbuilt"     // to an architecture: a build of this environment for it is not over
 	RelBuilt      = "built"       // to the hash of a build of this environment that is ready
 	RelIn         = "environment" // to the id of the environment that a version runs in
+	RelLayer      = "layer"       // to a digest as images give it: this is that layer, in one repository
+	RelTagged     = "tagged"      // from a tag to its image's id
+	RelSubject    = "subject"     // from an image to SubjectOf the one that it is about
 )
 
 // RevokedYes is what RelRevoked points at.
@@ -86,6 +89,44 @@ var (
 		Kind: "blob", Meta: func(v *Blob) *atelier.Meta { return &v.Meta },
 		Refs: func(v *Blob) []store.Ref {
 			return []store.Ref{{Rel: RelHeld, To: v.Name}}
+		},
+	}
+	// Repositories of the container registry; the name is the path below the workspace.
+	Repositories = store.Collection[atelier.Repository]{
+		Kind: "repository", Missing: "See 'atelier image list' for those that there are.",
+		Meta: func(v *atelier.Repository) *atelier.Meta { return &v.Meta },
+	}
+	// Images have their repository as parent and their digest as name.
+	Images = store.Collection[Image]{
+		Kind: "image", Missing: "See 'atelier image list' for those that there are.",
+		Meta: func(v *Image) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *Image) []store.Ref {
+			refs := []store.Ref{{Rel: RelBlob, To: string(v.Content)}}
+			seen := map[atelier.Digest]bool{v.Content: true}
+			for _, part := range v.Parts {
+				if !seen[part] {
+					seen[part] = true
+					refs = append(refs, store.Ref{Rel: RelBlob, To: string(part)})
+				}
+			}
+			if v.Subject != "" {
+				refs = append(refs, store.Ref{Rel: RelSubject, To: SubjectOf(v.RepositoryID, v.Subject)})
+			}
+			return refs
+		},
+	}
+	// ImageTags have their repository as parent, and the id that TagID makes: they are
+	// listed in the order of their names.
+	ImageTags = store.Collection[ImageTag]{
+		Kind: "image-tag", Meta: func(v *ImageTag) *atelier.Meta { return &v.Meta },
+		Refs: func(v *ImageTag) []store.Ref { return []store.Ref{{Rel: RelTagged, To: v.Image}} },
+	}
+	// Layers say which content a repository may show, whether or not an image names it.
+	// They have their repository as parent and their digest, as images give it, as name.
+	Layers = store.Collection[Layer]{
+		Kind: "layer", Meta: func(v *Layer) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *Layer) []store.Ref {
+			return []store.Ref{{Rel: RelHeld, To: string(v.Content)}, {Rel: RelLayer, To: v.Name}}
 		},
 	}
 	JoinTokens = store.Collection[atelier.JoinToken]{
@@ -164,6 +205,35 @@ var (
 type Blob struct {
 	atelier.Meta
 	Size int64 `json:"size"`
+}
+
+// Image is an image as it is stored.
+type Image struct {
+	atelier.Image
+	RepositoryID string           `json:"repository_id"`
+	Content      atelier.Digest   `json:"content"`         // of the manifest, in the content store
+	Parts        []atelier.Digest `json:"parts,omitempty"` // of what the manifest names and the repository holds
+}
+
+// ImageTag gives an image a name in its repository.
+type ImageTag struct {
+	atelier.Meta
+	Image  string `json:"image"`  // id
+	Digest string `json:"digest"` // the image's
+}
+
+// TagID is the id of a tag of a repository.
+func TagID(repository, tag string) string { return repository + "/" + tag }
+
+// SubjectOf names what images of a repository may be about: a digest, whether or not
+// it is there.
+func SubjectOf(repository, digest string) string { return repository + "@" + digest }
+
+// Layer is content that a repository may show.
+type Layer struct {
+	atelier.Meta
+	Size    int64          `json:"size"`
+	Content atelier.Digest `json:"content"` // in the content store, which knows SHA-256 only
 }
 
 // Certificate records a certificate that was issued to a device.

@@ -33,12 +33,16 @@ func (c *Client) Workspaces(ctx context.Context) iter.Seq2[atelier.Workspace, er
 	return list[atelier.Workspace](ctx, c, "/v1/workspaces", nil)
 }
 
-// CreateWorkspace makes a workspace.
-func (c *Client) CreateWorkspace(ctx context.Context, name, description string) (atelier.Workspace, error) {
+// CreateWorkspace makes a workspace, which keeps its images in the container registry
+// of that address, or in the hub where it is "".
+func (c *Client) CreateWorkspace(ctx context.Context, name, description, registry string) (atelier.Workspace, error) {
 	var w atelier.Workspace
 	in := map[string]any{"name": name}
 	if description != "" {
 		in["description"] = description
+	}
+	if registry != "" {
+		in["registry"] = registry
 	}
 	return w, c.post(ctx, "/v1/workspaces", in, &w)
 }
@@ -49,10 +53,19 @@ func (c *Client) Workspace(ctx context.Context, ws string) (atelier.Workspace, e
 	return w, c.get(ctx, in(ws), nil, &w)
 }
 
-// SetWorkspaceTransfer changes how content is transferred to a workspace's devices.
-func (c *Client) SetWorkspaceTransfer(ctx context.Context, ws string, t atelier.TransferChange) (atelier.Workspace, error) {
+// WorkspaceChange says what to change of a workspace; nil leaves a field as it is.
+type WorkspaceChange struct {
+	// Transfer is how content is transferred to the workspace's devices.
+	Transfer *atelier.TransferChange `json:"transfer,omitempty"`
+	// Registry is who keeps its images: "builtin" for the hub, or the address of
+	// another container registry.
+	Registry *string `json:"registry,omitempty"`
+}
+
+// SetWorkspace changes a workspace.
+func (c *Client) SetWorkspace(ctx context.Context, ws string, change WorkspaceChange) (atelier.Workspace, error) {
 	var w atelier.Workspace
-	return w, c.patch(ctx, in(ws), map[string]any{"transfer": t}, &w)
+	return w, c.patch(ctx, in(ws), change, &w)
 }
 
 // DeleteWorkspace removes an empty workspace.

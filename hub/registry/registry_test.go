@@ -70,7 +70,7 @@ func (f *fixture) pass(d time.Duration) {
 
 func (f *fixture) workspace(name string) string {
 	f.t.Helper()
-	w, err := f.CreateWorkspace(f.t.Context(), atelier.Workspace{Meta: atelier.Meta{Name: name}})
+	w, err := f.CreateWorkspace(f.t.Context(), atelier.Workspace{Meta: atelier.Meta{Name: name}}, "")
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -2,7 +2,10 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -16,13 +19,17 @@ type WorkspaceChange struct {
 	Description *string
 	Tags        *map[string]string
 	Transfer    *atelier.TransferChange
+	// Registry says who keeps the workspace's images: "builtin" for the hub, or the
+	// address of the user's own container registry.
+	Registry *string
 }
 
 // CreateWorkspace adds a workspace with the name, description and tags of w. Its
 // associated resources are recorded with it: blob storage, insights and vault are
-// there at once, the container registry comes with the first image. Exists where
-// the name is taken.
-func (r *Registry) CreateWorkspace(ctx context.Context, w atelier.Workspace) (atelier.Workspace, error) {
+// there at once, the container registry comes with the first image, unless
+// containers is the address of one that the user brings. Exists where the name is
+// taken.
+func (r *Registry) CreateWorkspace(ctx context.Context, w atelier.Workspace, containers string) (atelier.Workspace, error) {
 	if err := checkWorkspace(&w); err != nil {
 		return w, err
 	}
@@ -35,6 +42,11 @@ func (r *Registry) CreateWorkspace(ctx context.Context, w atelier.Workspace) (at
 	}
 	made := w
 	err := r.update(ctx, func(tx store.Tx) (err error) {
+		if containers != "" {
+			if err := chooseRegistry(tx, &w, containers); err != nil {
+				return err
+			}
+		}
 		made, err = catalog.Workspaces.Insert(tx, "", "", w)
 		return err
 	})
@@ -64,10 +76,15 @@ func ErrNoWorkspace(ref string) error {
 func (r *Registry) UpdateWorkspace(ctx context.Context, id string, revision int64, c WorkspaceChange) (atelier.Workspace, error) {
 	return change(ctx, r, catalog.Workspaces, "", revision,
 		func(tx store.Tx) (atelier.Workspace, error) { return catalog.Workspaces.Get(tx, "", id) },
-		func(_ store.Tx, w *atelier.Workspace) error {
+		func(tx store.Tx, w *atelier.Workspace) error {
 			set(&w.Name, c.Name)
 			set(&w.Description, c.Description)
 			set(&w.Tags, c.Tags)
+			if c.Registry != nil {
+				if err := chooseRegistry(tx, w, *c.Registry); err != nil {
+					return err
+				}
+			}
 			if c.Transfer != nil {
 				var err error
 				if w.Transfer, err = c.Transfer.Apply(w.Transfer); err != nil {
@@ -78,7 +95,48 @@ func (r *Registry) UpdateWorkspace(ctx context.Context, id string, revision int6
 		})
 }
 
-// DeleteWorkspace removes a workspace that holds neither models nor devices, and
+// chooseRegistry changes who keeps a workspace's images. InUse where the hub keeps some.
+func chooseRegistry(tx store.Tx, w *atelier.Workspace, choice string) error {
+	chosen := atelier.AssociatedResource{Kind: atelier.ResourceRegistry, Provider: atelier.ProviderBuiltin}
+	if choice != atelier.ProviderBuiltin {
+		if err := checkRegistry(choice); err != nil {
+			return err
+		}
+		chosen = atelier.AssociatedResource{Kind: atelier.ResourceRegistry, Provider: atelier.ProviderUser, Address: choice, Made: true}
+	}
+	i := slices.IndexFunc(w.Resources, func(r atelier.AssociatedResource) bool { return r.Kind == atelier.ResourceRegistry })
+	if i < 0 {
+		w.Resources = append(w.Resources, chosen)
+		return nil
+	}
+	if w.Resources[i].Provider == chosen.Provider && w.Resources[i].Provider == atelier.ProviderBuiltin {
+		return nil
+	}
+	if w.ID != "" {
+		images, err := catalog.Images.List(tx, store.Query{Workspace: w.ID, Limit: 1})
+		if err != nil {
+			return err
+		}
+		if len(images) > 0 {
+			return atelier.Errorf(atelier.InUse, "the hub keeps images of workspace %s, such as %s", w.Name, images[0].Repository).
+				WithField("registry").WithRemedy("Copy them to the other registry and delete them here first: 'atelier image delete %s'.", images[0].Repository)
+		}
+	}
+	w.Resources[i] = chosen
+	return nil
+}
+
+// checkRegistry checks the address of a container registry of the user's own.
+func checkRegistry(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || len(address) > 512 || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return atelier.Errorf(atelier.Invalid, "%.120q is no address of a container registry", address).WithField("registry").
+			WithRemedy("Write it as https://HOST[:PORT][/PATH], without a user, or as 'builtin' for the hub's own.")
+	}
+	return nil
+}
+
+// DeleteWorkspace removes a workspace that holds no models, devices or images, and
 // with it what is left in it: claims on uploaded content, and join tokens.
 // InUse tells what it still holds.
 func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int64) error {
@@ -99,6 +157,9 @@ func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int6
 		if err := deleteAll(tx, catalog.JoinTokens, id); err != nil {
 			return err
 		}
+		if err := errors.Join(deleteAll(tx, catalog.Layers, id), deleteAll(tx, catalog.Repositories, id)); err != nil {
+			return err
+		}
 		return catalog.Workspaces.Delete(tx, "", id, revision)
 	})
 }
@@ -113,7 +174,14 @@ func checkEmpty(tx store.Tx, w atelier.Workspace) error {
 	if err != nil {
 		return err
 	}
+	images, err := catalog.Images.List(tx, one)
+	if err != nil {
+		return err
+	}
 	var held []string
+	if len(images) > 0 {
+		held = append(held, fmt.Sprintf("images (such as %q)", images[0].Repository))
+	}
 	if len(models) > 0 {
 		held = append(held, fmt.Sprintf("models (such as %q)", models[0].Name))
 	}
@@ -124,7 +192,7 @@ func checkEmpty(tx store.Tx, w atelier.Workspace) error {
 		return nil
 	}
 	return atelier.Errorf(atelier.InUse, "workspace %q still holds %s", w.Name, strings.Join(held, " and ")).
-		WithRemedy("Delete them first: 'atelier model delete', 'atelier device delete'.")
+		WithRemedy("Delete them first: 'atelier model delete', 'atelier device delete', 'atelier image delete'.")
 }
 
 // deleteAll removes every resource of a kind from a workspace.

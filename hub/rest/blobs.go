@@ -72,7 +72,7 @@ func (s *server) upload(ctx context.Context, in *UploadParam) (*answer[blobInfo]
 	if err != nil {
 		return nil, err
 	}
-	body.done()
+	body.Done()
 	return &answer[blobInfo]{blobInfo{atelier.Digest(b.Name), b.Size}}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/fleet"
+	"github.com/atelier-edge/atelier/internal/patient"
 )
 
 const (
@@ -49,7 +50,7 @@ func (s *server) registerBundles(api huma.API) {
 			w.Header().Set("Content-Type", tarType)
 			w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 			w.Header().Set(headerBundle, string(layout.Digest))
-			err := layout.WriteTar(r.Context(), &patientWriter{w, http.NewResponseController(w), s.stall})
+			err := layout.WriteTar(r.Context(), patient.NewWriter(w, s.stall))
 			if err != nil && r.Context().Err() == nil { // the caller sees that it is too short
 				s.log.Error("a bundle was not exported", "error", err)
 			}

@@ -51,7 +51,7 @@ func (s *server) observe(next http.Handler) http.Handler {
 		}
 		ctx := access.WithRequest(context.WithValue(r.Context(), logKey, s.log), id)
 		caller := &access.Principal{Kind: access.Anonymous}
-		ctx = context.WithValue(ctx, callerKey{}, caller)
+		ctx = access.WithSeen(ctx, caller)
 		rec := &statusWriter{ResponseWriter: w}
 		rec.Header().Set(headerRequest, id)
 		defer func() {
@@ -74,8 +74,6 @@ func (s *server) observe(next http.Handler) http.Handler {
 		next.ServeHTTP(rec, r.WithContext(ctx))
 	})
 }
-
-type callerKey struct{}
 
 // plainID reports whether a caller's own request id may go into logs and headers.
 func plainID(id string) bool {
@@ -115,9 +113,6 @@ func (s *server) authenticate(next http.Handler) http.Handler {
 		if err == nil && secret != "" {
 			var p access.Principal
 			if p, err = s.access.Authenticate(ctx, secret); err == nil {
-				if caller, ok := ctx.Value(callerKey{}).(*access.Principal); ok {
-					*caller = p
-				}
 				ctx = context.WithValue(access.WithPrincipal(ctx, p), secretKey, secret)
 			}
 		}

@@ -16,8 +16,10 @@ import (
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
+	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/patient"
 	"github.com/atelier-edge/atelier/internal/wire"
 )
 
@@ -30,6 +32,10 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
+	Images    *images.Registry
+	// Distribution serves the container registries below /v2/, authenticating its
+	// callers itself; nil for none.
+	Distribution http.Handler
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
@@ -51,6 +57,7 @@ type server struct {
 	store        store.Store
 	access       *access.Authority
 	registry     *registry.Registry
+	images       *images.Registry
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
@@ -59,7 +66,7 @@ type server struct {
 	log          *slog.Logger
 	now          func() time.Time
 	heartbeat    time.Duration
-	stall        time.Duration // see stallPatience
+	stall        time.Duration // how long a transfer may stand still
 	mux          *http.ServeMux
 	api          huma.API
 	boot         string // names this run of the hub
@@ -77,8 +84,8 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
-		now: c.Now, heartbeat: c.Heartbeat, stall: stallPatience, mux: http.NewServeMux(), boot: rand.Text(),
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -88,7 +95,21 @@ func build(c Config) (http.Handler, *server) {
 	}
 	s.api = humago.New(pathMux{s.mux}, openAPI(c.Hub.Version))
 	s.routes(s.api)
-	return s.observe(secure(sameOrigin(s.authenticate(problems(s.mux))))), s
+	return s.observe(secure(sameOrigin(s.split(c.Distribution, s.authenticate(problems(s.mux)))))), s
+}
+
+// split hands what is below /v2/ to the container registries, and the rest to the API.
+func (s *server) split(distribution, api http.Handler) http.Handler {
+	if distribution == nil {
+		return api
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
+			distribution.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }
 
 // routes lists every part of the API: one line each.
@@ -100,6 +121,7 @@ func (s *server) routes(api huma.API) {
 	s.registerModels(api)
 	s.registerVersions(api)
 	s.registerEnvironments(api)
+	s.registerImages(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)

@@ -17,6 +17,7 @@ type newWorkspace struct {
 	Name        string            `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
 	Description string            `json:"description,omitempty" maxLength:"4096"`
 	Tags        map[string]string `json:"tags,omitempty"`
+	Registry    string            `json:"registry,omitempty" maxLength:"512" doc:"Address of the user's own container registry, https://…, in place of the hub's"`
 }
 
 type workspaceChange struct {
@@ -25,6 +26,7 @@ type workspaceChange struct {
 	Tags        *map[string]string `json:"tags,omitempty" doc:"Replaces all tags"`
 
 	Transfer *atelier.TransferChange `json:"transfer,omitempty" doc:"How fast, and when, content may be transferred to all of its devices together"`
+	Registry *string                 `json:"registry,omitempty" maxLength:"512" doc:"Who keeps its images: builtin for the hub, or the address of the user's own container registry"`
 }
 
 func (s *server) registerWorkspaces(api huma.API) {
@@ -49,7 +51,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 	}, func(ctx context.Context, in *struct{ Body newWorkspace }) (*resource[atelier.Workspace], error) {
 		w, err := s.registry.CreateWorkspace(ctx, atelier.Workspace{
 			Meta: atelier.Meta{Name: in.Body.Name}, Description: in.Body.Description, Tags: in.Body.Tags,
-		})
+		}, in.Body.Registry)
 		return resourceOf(w, err, meta)
 	})
 	register(s, api, operation{
@@ -61,7 +63,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "update-workspace", Method: http.MethodPatch, Path: inWorkspace, Tag: tag,
-		Summary: "Change a workspace", Verb: access.WorkspaceUpdate, Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.Exists},
+		Summary: "Change a workspace", Verb: access.WorkspaceUpdate, Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.Exists, atelier.InUse},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam
 		IfMatch
@@ -76,7 +78,7 @@ func (s *server) registerWorkspaces(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "delete-workspace", Method: http.MethodDelete, Path: inWorkspace, Tag: tag,
-		Summary: "Delete a workspace", Description: "Refused while it holds models or devices.",
+		Summary: "Delete a workspace", Description: "Refused while it holds models, devices or images.",
 		Verb: access.WorkspaceDelete, Kind: "workspace", Errors: []atelier.Code{atelier.Stale, atelier.InUse},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam

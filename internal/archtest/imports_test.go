@@ -26,6 +26,7 @@ var layers = []layer{
 
 	{"internal/archtest", nil, "it looks at the others from outside"},
 	{"internal/durable", []string{""}, "files know nothing of what is in them"},
+	{"internal/patient", []string{""}, "whoever serves transfers over HTTP shares it"},
 	{"internal/wire", []string{""}, "both sides of the wire import it"},
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
@@ -60,6 +61,8 @@ var layers = []layer{
 	{"hub/vault", []string{"", "internal/durable", "hub/store", "hub/catalog"}, "secrets are sealed, not interpreted"},
 	{"hub/authority", []string{"", "internal/durable", "internal/trust", "internal/wire", "hub/store", "hub/catalog"}, "certificates and keys know nothing of models"},
 	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
+	{"hub/images", []string{"", "internal/content", "internal/durable", "hub/store", "hub/catalog", "hub/access"}, "images lie beside models and know nothing of them"},
+	{"hub/distribution", []string{"", "internal/content", "internal/durable", "internal/patient", "hub/store", "hub/catalog", "hub/access", "hub/images"}, "container tools are served without the REST API"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},

@@ -34,7 +34,7 @@ func (s *Store) Writer(name string) (*Writer, error) {
 	w := &Writer{store: s, hash: sha256.New(), name: kindUpload + name}
 	if name == "" {
 		w.name = kindAnon + atelier.NewID()
-	} else if len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+	} else if !uploadName(name) {
 		return nil, atelier.Errorf(atelier.Invalid, "%.80q is no name for an upload", name).
 			WithRemedy("Use at most 64 lower-case letters, digits and '-'.")
 	}

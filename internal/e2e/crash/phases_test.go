@@ -108,7 +108,7 @@ var models = []struct {
 
 func (w *world) upload(ctx context.Context) error {
 	if !w.acked.workspace {
-		if _, err := w.client.CreateWorkspace(ctx, workspace, ""); done(err) != nil {
+		if _, err := w.client.CreateWorkspace(ctx, workspace, "", ""); done(err) != nil {
 			return err
 		}
 		w.acked.workspace = true
