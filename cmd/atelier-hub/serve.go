@@ -22,6 +22,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/authority"
+	"github.com/atelier-edge/atelier/hub/collect"
 	"github.com/atelier-edge/atelier/hub/difference"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
@@ -145,6 +146,7 @@ func printLogin(c config, b *base, web net.Addr, secret string) error {
 type hub struct {
 	store       store.Store
 	telemetry   *telemetry.Store
+	data        *collect.Store
 	registry    *registry.Registry
 	fleet       *fleet.Fleet
 	differences *difference.Cache // nil where none are made
@@ -189,6 +191,12 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	if err != nil {
 		return nil, err
 	}
+	h.data, err = collect.Open(context.Background(), collect.Config{ // it has no end of its own
+		Store: b.store, Content: contents, Dir: filepath.Join(c.data, "data"), Block: c.dataBlock, Keep: c.keepData, Limit: c.dataLimit, Log: part(c.log, "data"),
+	})
+	if err != nil {
+		return nil, errors.Join(err, h.telemetry.Close())
+	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
 	var differences fleet.Differences
 	if c.differences > 0 {
@@ -202,7 +210,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	}
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
-		Admit: devices.Admit, Telemetry: h.telemetry, Uploads: filepath.Join(c.data, "uploads"),
+		Admit: devices.Admit, Telemetry: h.telemetry, Data: h.data, Uploads: filepath.Join(c.data, "uploads"),
 		Differences: differences,
 		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
@@ -210,7 +218,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
-		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry,
+		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data,
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),
@@ -270,6 +278,7 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 	if h.differences != nil {
 		keep("differences", h.differences.Run)
 	}
+	keep("data", func(ctx context.Context) error { h.data.Run(ctx); return nil })
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
 		store.Retention{Events: c.keepEvents, Audit: c.keepAudit, Log: part(c.log, "retention")}.Run(ctx, h.store)
@@ -325,5 +334,5 @@ func (h *hub) serveWeb(ctx context.Context, c config, listener net.Listener) err
 }
 
 func (h *hub) close() error {
-	return h.telemetry.Close()
+	return errors.Join(h.telemetry.Close(), h.data.Close())
 }

@@ -72,6 +72,12 @@ const (
 	EndpointKeys      Verb = "endpoint.keys"       // see an endpoint's keys
 	EndpointRotateKey Verb = "endpoint.rotate-key" // give an endpoint a new primary or secondary key
 
+	DataWrite    Verb = "data.write"    // deliver a device's recorded requests
+	DataList     Verb = "data.list"     // see which data files there are
+	DataDownload Verb = "data.download" // read data files: the inputs and outputs of requests
+	DataFlush    Verb = "data.flush"    // make data files of the records that came until now
+	DataDelete   Verb = "data.delete"   // delete data files
+
 	TelemetryWrite Verb = "telemetry.write" // deliver a device's telemetry
 	TelemetryQuery Verb = "telemetry.query" // query telemetry
 
@@ -96,13 +102,13 @@ func (v Verb) Reads() bool {
 // object. All of another kind of caller's business is closed to it.
 var ofDevice = map[Verb]bool{
 	DeviceConnect: true, DeviceRenew: true, StateReport: true,
-	ContentPull: true, ContentPush: true, TelemetryWrite: true,
+	ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true,
 }
 
 // frequent are the verbs that a device does many times a minute, and a builder as
 // long as it builds.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentHold: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true, EnvironmentHold: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

@@ -14,6 +14,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/collect"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/registry"
@@ -30,6 +31,7 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
+	Data      *collect.Store // recorded requests
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
@@ -54,6 +56,7 @@ type server struct {
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
+	data         *collect.Store
 	metrics      http.Handler
 	hub          Hub
 	log          *slog.Logger
@@ -77,7 +80,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: stallPatience, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
