@@ -72,11 +72,11 @@ const (
 	EndpointKeys      Verb = "endpoint.keys"       // see an endpoint's keys
 	EndpointRotateKey Verb = "endpoint.rotate-key" // give an endpoint a new primary or secondary key
 
-	DataWrite    Verb = "data.write"    // deliver a device's recorded requests
-	DataList     Verb = "data.list"     // see which data files there are
-	DataDownload Verb = "data.download" // read data files: the inputs and outputs of requests
-	DataFlush    Verb = "data.flush"    // make data files of the records that came until now
-	DataDelete   Verb = "data.delete"   // delete data files
+	DataWrite  Verb = "data.write"  // deliver a device's recorded requests
+	DataList   Verb = "data.list"   // see which data files there are
+	DataExport Verb = "data.export" // take data files away: the inputs and outputs of requests
+	DataFlush  Verb = "data.flush"  // make data files of the records that came until now
+	DataDelete Verb = "data.delete" // delete data files
 
 	TelemetryWrite Verb = "telemetry.write" // deliver a device's telemetry
 	TelemetryQuery Verb = "telemetry.query" // query telemetry

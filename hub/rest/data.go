@@ -52,7 +52,7 @@ func (s *server) registerData(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "get-data", Method: http.MethodGet, Path: dataPath + "/{file}", Tag: tag, Summary: "Download a data file",
-		Reply: octets, Ranges: true, Verb: access.DataDownload, Kind: kind, Object: "file",
+		Reply: octets, Ranges: true, Verb: access.DataExport, Kind: kind, Object: "file",
 	}, func(ctx context.Context, in *struct {
 		DataParam
 		File string `path:"file" maxLength:"63" doc:"Id of the file"`

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/golang/snappy"
 )
 
 // TestCollectedData records requests on a device, through kills of every program, and
@@ -219,14 +221,43 @@ func (c *collected) shows(want func(row) bool) error {
 func (c *collected) onDisk(ids []string) {
 	c.w.t.Helper()
 	eventually(c.w.t, patience, func() error {
+		held := c.spooled()
 		for _, id := range ids {
-			_, random, _ := strings.Cut(id, "-")
-			if len(c.holders(filepath.Join(c.d.state(), "data"), []byte(random))) == 0 {
+			if !bytes.Contains(held, []byte(id)) {
 				return fmt.Errorf("request %s is not in the spool", id)
 			}
 		}
 		return nil
 	})
+}
+
+// spooled returns all that the device's spools hold, decompressed. A record of theirs is:
+// length and checksum, 4 bytes each; sequence, samples, encoding and length of the boot id,
+// 14 bytes; boot id; two times, 16 bytes; payload.
+func (c *collected) spooled() (held []byte) {
+	c.w.t.Helper()
+	files, err := filepath.Glob(filepath.Join(c.d.state(), "data", "*", "*.seg"))
+	if err != nil {
+		c.w.t.Fatal(err)
+	}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it went meanwhile
+		}
+		for len(b) > 38 {
+			n := 8 + int(binary.BigEndian.Uint32(b))
+			if n > len(b) {
+				break // it is being written
+			}
+			payload, err := snappy.Decode(nil, b[8+14+int(b[21])+16:n])
+			if err != nil {
+				c.w.t.Fatalf("%s: %v", path, err)
+			}
+			held, b = append(held, payload...), b[n:]
+		}
+	}
+	return held
 }
 
 // absent looks for the secret in all that device and hub have on disk, in the forms in
@@ -239,6 +270,9 @@ func (c *collected) absent() {
 		c.w.t.Fatal(err)
 	}
 	for _, form := range [][]byte{append(bits, bits[:2]...), text} {
+		if bytes.Contains(c.spooled(), form) {
+			c.w.t.Error("a masked value is in the spool")
+		}
 		for _, dir := range []string{c.d.state(), filepath.Join(c.w.dir, "hub")} {
 			if found := c.holders(dir, form); len(found) > 0 {
 				c.w.t.Errorf("a masked value is in %v", found)
