@@ -18,6 +18,8 @@ type Deployment struct {
 	// Rollout is the id of the deployment's present content: a new one with each
 	// change of version, selector, limits or settings. Request ids carry it.
 	Rollout string `json:"rollout"`
+	// Collect says which requests are recorded; nil where none ever were.
+	Collect *Collection `json:"collect,omitempty"`
 	// Staged is the version that devices prefetch, nil where they shall prefetch
 	// none. Where nothing was ever to run beside it, Version is 0, and VersionID and
 	// Rollout are empty.

@@ -68,6 +68,9 @@ type Module struct {
 	Runtime  *ModuleRuntime `json:"runtime,omitempty"`
 	Limits   Limits         `json:"limits"`
 	Endpoint ModuleEndpoint `json:"endpoint"`
+	// Collect says which requests are recorded. It may change without a new rollout. Sent
+	// to agents that have FeatureCollect.
+	Collect *Collection `json:"collect,omitempty"`
 }
 
 // ModuleModel is the model version and the variant of it that the device runs.

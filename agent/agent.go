@@ -19,6 +19,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/agent/bundles"
+	"github.com/atelier-edge/atelier/agent/collect"
 	"github.com/atelier-edge/atelier/agent/config"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/facts"
@@ -71,6 +72,7 @@ type agent struct {
 	renewer   *enrol.Renewer
 	reporter  *report.Reporter
 	telemetry *telemetry.Telemetry
+	collector *collect.Collector
 	arrivals  telemetry.Content
 	session   *session.Session
 	link      *link.Link
@@ -245,15 +247,16 @@ func (a *agent) run(ctx context.Context) error {
 	parts.Go(func() { a.serve(ctx, status, a.tell) })
 	parts.Go(func() { a.serve(ctx, imports, a.importAsked) })
 	parts.Go(func() { a.bundles.Watch(ctx) })
-	failed := make(chan error, 2) // one for each part that may fail
+	failed := make(chan error, 3) // one for each part that may fail
 	parts.Go(func() { failed <- a.sender.Run(ctx) })
 	parts.Go(func() { failed <- a.telemetry.Run(ctx) })
+	parts.Go(func() { failed <- a.collector.Run(ctx) })
 	parts.Wait()
 	a.farewell(linked)
 	cut()
 	line.Wait()
 	a.log.Info("agent ends; modules and gateway go on")
-	return errors.Join(<-failed, <-failed)
+	return errors.Join(<-failed, <-failed, <-failed)
 }
 
 // renew keeps the certificate valid. When it ends early, the device was revoked
@@ -352,7 +355,10 @@ func (a *agent) upkeep(ctx context.Context) {
 }
 
 // changed tells that the reported state may have changed.
-func (a *agent) changed() { a.reporter.Changed() }
+func (a *agent) changed() {
+	a.reporter.Changed()
+	a.collector.Wake()
+}
 
 // progressed tells that a fetch is further than before.
 func (a *agent) progressed() { a.reporter.Progressed() }

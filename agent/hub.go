@@ -6,11 +6,13 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/agent/collect"
 	"github.com/atelier-edge/atelier/agent/enrol"
 	"github.com/atelier-edge/atelier/agent/link"
 	"github.com/atelier-edge/atelier/agent/report"
 	"github.com/atelier-edge/atelier/agent/session"
 	"github.com/atelier-edge/atelier/agent/telemetry"
+	records "github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/internal/content/transfer"
 	"github.com/atelier-edge/atelier/internal/trust"
 	"github.com/atelier-edge/atelier/internal/wire"
@@ -25,9 +27,13 @@ func (a *agent) openHub(signer trust.Signer) (err error) {
 	if err != nil {
 		return err
 	}
+	a.collector, err = collect.Open(collect.Options{Dir: a.places.data(), Modules: a.collected, Link: a.link, Log: a.log.With("part", "collect")})
+	if err != nil {
+		return err
+	}
 	a.telemetry, err = telemetry.Open(telemetry.Options{
 		Dir: a.places.spool(), Budget: a.config.Telemetry.SpoolBytes, Interval: time.Duration(a.config.Telemetry.Interval),
-		StateDir: a.places.State, Gateway: a.gateway.Client().Status, Modules: a.runner.Status, Content: &a.arrivals, Changed: a.changed, Link: a.link,
+		StateDir: a.places.State, Gateway: a.gateway.Client().Status, Modules: a.runner.Status, Content: &a.arrivals, Collected: a.collector.Stats, Changed: a.changed, Link: a.link,
 		Log: a.log.With("part", "telemetry"),
 	})
 	if err != nil {
@@ -47,6 +53,17 @@ func (a *agent) openHub(signer trust.Signer) (err error) {
 		MaxFrame: wire.MaxPacket, Transfers: 4, PerPeer: 4, Plans: 2, Workers: 1, Log: a.log.With("part", "content"),
 	})
 	return nil
+}
+
+// collected are the modules whose requests are to be recorded.
+func (a *agent) collected() []collect.Module {
+	var all []collect.Module
+	for _, m := range a.runner.Collected() {
+		all = append(all, collect.Module{
+			Deployment: m.Deployment, Name: m.Name, Rollout: m.Rollout, Socket: m.Socket + records.Suffix, Collection: m.Collection,
+		})
+	}
+	return all
 }
 
 // contentLimit is how long a content frame may wait for its connection.
@@ -150,6 +167,9 @@ func (a *agent) Welcomed(id string, w wire.Welcome) {
 	if err := a.telemetry.Connected(w.Telemetry); err != nil {
 		a.log.Warn("cannot note what telemetry the hub has", "error", err)
 	}
+	if err := a.collector.Connected(w.Data); err != nil {
+		a.log.Warn("cannot note what collected records the hub has", "error", err)
+	}
 }
 
 // Lost implements session.Events.
@@ -159,6 +179,7 @@ func (a *agent) Lost() {
 	a.mu.Unlock()
 	a.reporter.End()
 	a.telemetry.Disconnected()
+	a.collector.Disconnected()
 }
 
 // Desired implements session.Events.
@@ -175,6 +196,9 @@ func (a *agent) Acked(ack wire.Ack) {
 	}
 	if err := a.telemetry.Acked(ack.Stream, ack.Through); err != nil {
 		a.log.Warn("cannot note what telemetry the hub has", "error", err)
+	}
+	if err := a.collector.Acked(ack.Stream, ack.Through); err != nil {
+		a.log.Warn("cannot note what collected records the hub has", "error", err)
 	}
 }
 

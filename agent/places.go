@@ -42,6 +42,7 @@ func (p Places) environments() string { return filepath.Join(p.State, "environme
 func (p Places) gateway() string      { return filepath.Join(p.State, "gateway") }
 func (p Places) spool() string        { return filepath.Join(p.State, "spool") }
 func (p Places) collected() string    { return filepath.Join(p.State, "collected") }
+func (p Places) data() string         { return filepath.Join(p.State, "data") }
 func (p Places) log() string          { return filepath.Join(p.State, "agent.log") }
 func (p Places) bundles() string      { return filepath.Join(p.State, "bundles") }
 func (p Places) socket() string       { return filepath.Join(p.Run, "agent.sock") }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/serving/grpc"
 )
 
@@ -61,5 +62,15 @@ func (h *Handler) call(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return method(h, ctx, message, make([]byte, grpc.Prefix, 256))
+	var x *collect.Sample
+	if name == "ModelInfer" {
+		x = h.sampler.Begin(collect.DialectGRPC, r.Header.Get(atelier.HeaderRequestID))
+	}
+	answer, err := method(h, collect.With(ctx, x), message, make([]byte, grpc.Prefix, 256))
+	status := http.StatusOK
+	if err != nil {
+		status = atelier.CodeOf(err).HTTPStatus()
+	}
+	x.End(status)
+	return answer, err
 }

@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/serving/grpc"
 )
 
@@ -32,6 +34,7 @@ type Handler struct {
 	log           *slog.Logger
 	mux           *http.ServeMux
 	model         atomic.Pointer[Model]
+	sampler       *collect.Sampler // nil where nothing is recorded
 }
 
 // NewHandler returns a Handler for the model of the given name and version.
@@ -191,22 +194,26 @@ func (h *Handler) infer(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, err)
 		return
 	}
-	h.withBody(w, r, func(body []byte) Answer { return h.Infer(r.Context(), r.Header.Get(HeaderLength), body) })
+	h.withBody(w, r, collect.DialectV2, func(ctx context.Context, body []byte) Answer {
+		return h.Infer(ctx, r.Header.Get(HeaderLength), body)
+	})
 }
 
 func (h *Handler) score(w http.ResponseWriter, r *http.Request) {
-	h.withBody(w, r, func(body []byte) Answer { return h.Score(r.Context(), body) })
+	h.withBody(w, r, collect.DialectScore, h.Score)
 }
 
-// withBody answers what answer makes of the request's body.
-func (h *Handler) withBody(w http.ResponseWriter, r *http.Request, answer func(body []byte) Answer) {
+// withBody answers what answer makes of the body of a request in a dialect.
+func (h *Handler) withBody(w http.ResponseWriter, r *http.Request, dialect string, answer func(ctx context.Context, body []byte) Answer) {
 	body, free, err := h.body(w, r)
 	if err != nil {
 		h.fail(w, r, err)
 		return
 	}
 	defer free()
-	h.answer(w, answer(body))
+	h.answer(w, h.Sampled(r.Context(), dialect, r.Header.Get(atelier.HeaderRequestID), func(ctx context.Context) Answer {
+		return answer(ctx, body)
+	}))
 }
 
 // bodies are buffers that requests share one after the other. Larger ones than

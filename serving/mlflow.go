@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/collect"
 )
 
 // The routes of MLflow's scoring server (mlflow/pyfunc/scoring_server), with what its
@@ -46,7 +47,9 @@ func (h *Handler) versionText(w http.ResponseWriter, _ *http.Request) {
 
 func (h *Handler) invocations(w http.ResponseWriter, r *http.Request) {
 	contentType := r.Header.Get("Content-Type")
-	h.withBody(w, r, func(body []byte) Answer { return h.Invocations(r.Context(), contentType, body) })
+	h.withBody(w, r, collect.DialectMLflow, func(ctx context.Context, body []byte) Answer {
+		return h.Invocations(ctx, contentType, body)
+	})
 }
 
 // Invocations answers MLflow's POST /invocations. contentType is that of the body, ""

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/collect"
 )
 
 // Model is an engine under a name: what requests are checked against and run on.
@@ -40,8 +41,18 @@ func NewModel(name, version string, e Engine, concurrency int) *Model {
 	return m
 }
 
-// infer runs the model when it is its turn.
-func (m *Model) infer(ctx context.Context, inputs []Tensor, outputs []int) ([]Tensor, error) {
+// infer runs the model when it is its turn, and records what it was given and gave
+// where ctx carries a sample.
+func (m *Model) infer(ctx context.Context, inputs []Tensor, indices []int) ([]Tensor, error) {
+	outputs, err := m.run(ctx, inputs, indices)
+	if x := collect.From(ctx); x != nil {
+		m.note(x, inputs, indices, outputs)
+	}
+	return outputs, err
+}
+
+// run runs the model when it is its turn.
+func (m *Model) run(ctx context.Context, inputs []Tensor, outputs []int) ([]Tensor, error) {
 	if m.batch != nil {
 		return m.batch.infer(ctx, inputs, outputs)
 	}

@@ -171,12 +171,12 @@ func (l *Link) Run(ctx context.Context) {
 }
 
 // Publish sends payload on a channel and returns when it is written to the
-// connection; content goes over the content connection, the rest over control.
+// connection; content and data go over the content connection, the rest over control.
 // That it arrives is not certain. The error has code Unavailable while there
 // is no connection.
 func (l *Link) Publish(ctx context.Context, ch wire.Channel, payload []byte) error {
 	c := l.control
-	if ch == wire.Content {
+	if ch == wire.Content || ch == wire.Data {
 		c = l.content
 	}
 	return c.publish(ctx, wire.UpTopic(l.opts.Shard, l.opts.Device, ch), payload)

@@ -73,14 +73,14 @@ func want(record *state.Record, m *atelier.Module) {
 	}
 }
 
-// refresh takes over what may change without a new rollout: the names and the
-// keys of the endpoint. All else of a rollout is immutable.
+// refresh takes over what may change without a new rollout: the names, the
+// keys of the endpoint, and what is collected. All else of a rollout is immutable.
 func refresh(slot *state.Slot, m *atelier.Module) *state.Slot {
-	if slot.Module.Name == m.Name && slot.Module.Endpoint == m.Endpoint {
+	if slot.Module.Name == m.Name && slot.Module.Endpoint == m.Endpoint && reflect.DeepEqual(slot.Module.Collect, m.Collect) {
 		return slot
 	}
 	changed := slot.Module
-	changed.Name, changed.Endpoint = m.Name, m.Endpoint
+	changed.Name, changed.Endpoint, changed.Collect = m.Name, m.Endpoint, m.Collect
 	return &state.Slot{Module: changed}
 }
 

@@ -35,6 +35,9 @@ type Sender struct {
 	log   *slog.Logger
 	after func(time.Duration) <-chan time.Time
 
+	channel wire.Channel
+	pace    func(bytes int) time.Duration // nil for as fast as the link takes it
+
 	mu        sync.Mutex
 	connected bool
 	restart   bool // begin again behind the last acknowledgement
@@ -43,7 +46,13 @@ type Sender struct {
 
 // NewSender returns a Sender; Run makes it send. clock reads the device's clocks.
 func NewSender(spool *Spool, link Publisher, clock func() wire.Clock, log *slog.Logger) *Sender {
-	return &Sender{spool: spool, link: link, clock: clock, log: log, after: time.After, wake: make(chan struct{}, 1)}
+	return &Sender{spool: spool, link: link, clock: clock, log: log, after: time.After, wake: make(chan struct{}, 1), channel: wire.Telemetry}
+}
+
+// Over makes the sender use another channel. Before each frame it asks pace how long to
+// wait; 0 is now, and counts the frame as sent. To be called before Run.
+func (s *Sender) Over(channel wire.Channel, pace func(bytes int) time.Duration) {
+	s.channel, s.pace = channel, pace
 }
 
 // Connected tells that the hub has welcomed the device, and what it has stored
@@ -83,12 +92,13 @@ type flight struct {
 	last     uint64   // the newest that was sent
 	pending  []uint64 // sent and not acknowledged, in order
 	patience time.Duration
+	hold     time.Duration // until the next frame may be sent; 0 where nothing waits for that
 }
 
 // Run sends until ctx ends.
 func (s *Sender) Run(ctx context.Context) {
 	f := flight{patience: minPatience}
-	var timeout <-chan time.Time
+	var timeout, held <-chan time.Time
 	for {
 		s.mu.Lock()
 		connected, restart := s.connected, s.restart
@@ -102,6 +112,9 @@ func (s *Sender) Run(ctx context.Context) {
 			if err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot send telemetry, trying again", "wait", f.patience, "error", err)
 			}
+			if held = nil; f.hold > 0 {
+				held = s.after(f.hold)
+			}
 			switch {
 			case err == nil && len(f.pending) == 0:
 				timeout = nil
@@ -113,6 +126,7 @@ func (s *Sender) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.wake:
+		case <-held:
 		case <-s.spool.Changed():
 		case <-timeout:
 			f = flight{patience: min(2*f.patience, maxPatience)}
@@ -124,6 +138,7 @@ func (s *Sender) Run(ctx context.Context) {
 // fill sends what the window allows. progress tells that an acknowledgement
 // came since the last call.
 func (s *Sender) fill(ctx context.Context, f *flight) (progress bool, err error) {
+	f.hold = 0
 	acked := s.spool.acknowledged()
 	if f.stream != acked.stream {
 		*f = flight{stream: acked.stream, patience: f.patience}
@@ -148,7 +163,12 @@ func (s *Sender) fill(ctx context.Context, f *flight) (progress bool, err error)
 		if err != nil {
 			return progress, err
 		}
-		if err := s.link.Publish(ctx, wire.Telemetry, b); err != nil {
+		if s.pace != nil {
+			if f.hold = s.pace(len(b)); f.hold > 0 {
+				return progress, nil
+			}
+		}
+		if err := s.link.Publish(ctx, s.channel, b); err != nil {
 			return progress, err
 		}
 		f.last = e.Sequence

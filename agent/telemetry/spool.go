@@ -311,6 +311,14 @@ func (s *Spool) giveUp(seg *segment, at *position) error {
 	return nil
 }
 
+// SetBudget changes how many bytes the spool may take on disk (at least 1 MiB). Where it
+// takes more, the oldest batches go with the next Append.
+func (s *Spool) SetBudget(budget int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.budget = max(budget, minBudget)
+}
+
 // Changed returns a channel that receives a value some time after batches were
 // added or acknowledged. It has one receiver.
 func (s *Spool) Changed() <-chan struct{} { return s.changed }

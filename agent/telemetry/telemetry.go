@@ -35,6 +35,8 @@ type Options struct {
 	Modules func() []atelier.ModuleStatus
 	// Content counts what came to the device; nil where nobody counts.
 	Content *Content
+	// Collected tells of the records that are collected; nil where none are.
+	Collected func() []Collected
 	// Changed is called when Condition begins to hold or to fail; nil for nobody.
 	Changed func()
 	Link    Publisher
@@ -127,6 +129,9 @@ func (t *Telemetry) Measure(ctx context.Context) error {
 	t.measureSpool(&m)
 	if t.opts.Content != nil {
 		t.opts.Content.measure(&m, t.started)
+	}
+	if t.opts.Collected != nil {
+		collectedMetrics(&m, t.started, t.opts.Collected())
 	}
 	return t.spoolBatch(now, m.list)
 }

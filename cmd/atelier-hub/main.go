@@ -20,6 +20,7 @@ import (
 	_ "time/tzdata" // windows of transfers name time zones, also where the system knows none
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/hub/collect"
 )
 
 // version is set by the build.
@@ -116,6 +117,8 @@ type config struct {
 	retention, lateness, deviceLife              time.Duration
 	keepEvents, keepAudit, keepContent, block    time.Duration
 	differences                                  int64 // bytes on disk
+	keepData, dataBlock                          time.Duration
+	dataLimit                                    int64 // bytes in a workspace
 	debug                                        bool
 
 	out io.Writer
@@ -150,6 +153,9 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.DurationVar(&c.keepContent, "keep-content", 24*time.Hour, "how long uploaded content is kept that no version names")
 	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
 	flags.Int64Var(&c.differences, "differences-bytes", 4<<30, "how many `bytes` of disk the differences take at most that bring versions to devices which have earlier ones; 0 makes none")
+	flags.DurationVar(&c.keepData, "keep-data", collect.DefaultKeep, "how long the data files of recorded requests are kept")
+	flags.Int64Var(&c.dataLimit, "data-bytes", collect.DefaultLimit, "how many `bytes` of data files a workspace has at most; beyond them the oldest go")
+	flags.DurationVar(&c.dataBlock, "data-block", collect.DefaultBlock, "how long recorded requests wait for others before they become a data file")
 	flags.BoolVar(&c.debug, "debug", false, "log more")
 }
 
@@ -170,10 +176,13 @@ func (c *config) check() error {
 		return atelier.Errorf(atelier.Invalid, "--mqtt-broker %q does not begin with ssl:// or wss://", c.broker).
 			WithRemedy("Devices prove who they are by certificate, so the broker must speak TLS.")
 	}
-	for name, d := range map[string]time.Duration{"keep-events": c.keepEvents, "keep-audit": c.keepAudit, "keep-content": c.keepContent} {
+	for name, d := range map[string]time.Duration{"keep-events": c.keepEvents, "keep-audit": c.keepAudit, "keep-content": c.keepContent, "keep-data": c.keepData, "data-block": c.dataBlock} {
 		if d < time.Second {
 			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
 		}
+	}
+	if c.dataLimit < 1 {
+		return atelier.Errorf(atelier.Invalid, "--data-bytes %d is not positive", c.dataLimit)
 	}
 	if c.differences < 0 {
 		return atelier.Errorf(atelier.Invalid, "--differences-bytes %d is negative", c.differences)

@@ -22,6 +22,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
 	"github.com/atelier-edge/atelier/hub/authority"
+	"github.com/atelier-edge/atelier/hub/collect"
 	"github.com/atelier-edge/atelier/hub/difference"
 	"github.com/atelier-edge/atelier/hub/distribution"
 	"github.com/atelier-edge/atelier/hub/enrol"
@@ -147,6 +148,7 @@ func printLogin(c config, b *base, web net.Addr, secret string) error {
 type hub struct {
 	store       store.Store
 	telemetry   *telemetry.Store
+	data        *collect.Store
 	registry    *registry.Registry
 	images      *images.Registry
 	fleet       *fleet.Fleet
@@ -192,6 +194,12 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	if err != nil {
 		return nil, err
 	}
+	h.data, err = collect.Open(context.Background(), collect.Config{ // it has no end of its own
+		Store: b.store, Content: contents, Dir: filepath.Join(c.data, "data"), Block: c.dataBlock, Keep: c.keepData, Limit: c.dataLimit, Log: part(c.log, "data"),
+	})
+	if err != nil {
+		return nil, errors.Join(err, h.telemetry.Close())
+	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
 	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
 	var differences fleet.Differences
@@ -206,7 +214,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	}
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
-		Admit: devices.Admit, Telemetry: h.telemetry, Uploads: filepath.Join(c.data, "uploads"),
+		Admit: devices.Admit, Telemetry: h.telemetry, Data: h.data, Uploads: filepath.Join(c.data, "uploads"),
 		Differences: differences,
 		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
@@ -214,7 +222,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
-		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry,
+		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data,
 		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
@@ -275,6 +283,7 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 	if h.differences != nil {
 		keep("differences", h.differences.Run)
 	}
+	keep("data", func(ctx context.Context) error { h.data.Run(ctx); return nil })
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
 	keep("images", func(ctx context.Context) error { h.images.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
@@ -331,5 +340,5 @@ func (h *hub) serveWeb(ctx context.Context, c config, listener net.Listener) err
 }
 
 func (h *hub) close() error {
-	return h.telemetry.Close()
+	return errors.Join(h.telemetry.Close(), h.data.Close())
 }

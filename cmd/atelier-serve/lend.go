@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/serving"
 	"github.com/atelier-edge/atelier/serving/http1"
 	"github.com/atelier-edge/atelier/serving/lending"
@@ -32,12 +33,17 @@ func (l *lent) Takes(r *http1.Request, path []byte) bool {
 
 // Answer implements lending.Handler.
 func (l *lent) Answer(ctx context.Context, r *lending.Request) lending.Answer {
-	var a serving.Answer
-	if string(r.Path) == scorePath {
-		a = l.handler.Score(ctx, r.Body)
-	} else {
-		a = l.handler.Infer(ctx, field(r.Head, headerLength), r.Body)
+	score := string(r.Path) == scorePath
+	dialect := collect.DialectV2
+	if score {
+		dialect = collect.DialectScore
 	}
+	a := l.handler.Sampled(ctx, dialect, string(r.ID), func(ctx context.Context) serving.Answer {
+		if score {
+			return l.handler.Score(ctx, r.Body)
+		}
+		return l.handler.Infer(ctx, field(r.Head, headerLength), r.Body)
+	})
 	return lending.Answer{Status: a.Status, ContentType: a.ContentType, Fields: a.AppendFields(nil), Body: a.Body}
 }
 

@@ -39,6 +39,9 @@ const (
 // version is set by the build.
 var version = "dev"
 
+// handOverTime is how long records may take that the agent has not taken yet.
+const handOverTime = time.Second
+
 // drainTime is how long requests may take to finish once the end was asked for.
 const drainTime = 30 * time.Second
 
@@ -143,6 +146,9 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w", c.listen, err)
 	}
+	samples, handOver := sampler(c, log)
+	handler.SetSampler(samples)
+	defer handOver()
 	server := &http.Server{
 		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,

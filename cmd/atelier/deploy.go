@@ -22,6 +22,7 @@ type deployFlags struct {
 	all, noWait                        bool
 	prefetch, change, plan             bool // change is --switch
 	timeout                            time.Duration
+	collect                            collectFlags
 }
 
 func (a *app) deployCommand() *cobra.Command {
@@ -41,12 +42,16 @@ seconds. One that does not have all of it yet changes when it has. To deploy any
 With --plan nothing is changed. It says, per device and in all, what would come over the wire and onto the disk, in which way and
 why, how long that takes at the device's rate, and which devices would not take it. The wire's bytes are those of content with its
 headers, as devices count what they receive; MQTT, TLS and the desired state add some 5 KB and 0.2%. The hub makes the differences
-that the deploy would use, and --timeout bounds how long the plan waits for them.`,
+that the deploy would use, and --timeout bounds how long the plan waits for them.
+
+With --collect a part of the requests, 0 to 1, is recorded with inputs and outputs, and comes into the workspace as Parquet; see
+'atelier data'. --collect 0 ends that. No module is restarted for it. Values named by --collect-mask are left out on the device.`,
 		Example: `  atelier deploy digits:1 --to site=hall-2
   atelier deploy digits:2                      # the same devices get version 2; no request is dropped
   atelier deploy digits:3 --prefetch           # they fetch version 3, and go on with 2
   atelier deploy digits --switch               # and change to it
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
+  atelier deploy digits --collect 0.05 --collect-mask inputs.name --collect-budget 100MB --collect-rate 1MB
   atelier deploy silero --device press-4 --name speech`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -64,6 +69,7 @@ that the deploy would use, and --timeout bounds how long the plan waits for them
 	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
 	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
 	flags.BoolVar(&f.plan, "plan", false, "say what would come to which device, and change nothing")
+	f.collect.register(flags)
 	flags.BoolVar(&f.noWait, "no-wait", false, "return as soon as the hub has it")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long to wait")
 	return cmd
@@ -99,6 +105,12 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	}
 	name := firstOf(f.name, model)
 	d, err := cl.Deployment(ctx, ws, name)
+	if err == nil || atelier.CodeOf(err) == atelier.NotFound {
+		var wrong error
+		if spec.Collect, wrong = f.collect.change(d.Collect); wrong != nil {
+			return wrong
+		}
+	}
 	fresh := atelier.CodeOf(err) == atelier.NotFound && !f.change
 	switch {
 	case fresh && spec.Selector == nil:
@@ -349,6 +361,9 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 	}
 	if d.Staged != nil {
 		about = append(about, []string{"Staged:", fmt.Sprintf("%s, %s", stagedVersion(d), readyLine(statuses))})
+	}
+	if d.Collect != nil {
+		about = append(about, []string{"Collected:", collected(d.Collect)})
 	}
 	if d.Limits.Memory > 0 {
 		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})

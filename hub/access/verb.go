@@ -79,6 +79,12 @@ const (
 	EndpointKeys      Verb = "endpoint.keys"       // see an endpoint's keys
 	EndpointRotateKey Verb = "endpoint.rotate-key" // give an endpoint a new primary or secondary key
 
+	DataWrite  Verb = "data.write"  // deliver a device's recorded requests
+	DataList   Verb = "data.list"   // see which data files there are
+	DataExport Verb = "data.export" // take data files away: the inputs and outputs of requests
+	DataFlush  Verb = "data.flush"  // make data files of the records that came until now
+	DataDelete Verb = "data.delete" // delete data files
+
 	TelemetryWrite Verb = "telemetry.write" // deliver a device's telemetry
 	TelemetryQuery Verb = "telemetry.query" // query telemetry
 
@@ -103,7 +109,7 @@ func (v Verb) Reads() bool {
 // object. All of another kind of caller's business is closed to it.
 var ofDevice = map[Verb]bool{
 	DeviceConnect: true, DeviceRenew: true, StateReport: true,
-	ContentPull: true, ContentPush: true, TelemetryWrite: true,
+	ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true,
 }
 
 // ofBuilder are the verbs that it takes to find what is to be built, and to deliver it.
@@ -116,7 +122,7 @@ var ofBuilder = map[Verb]bool{
 // frequent are the verbs that a device does many times a minute, a builder as long as
 // it builds, and whoever pushes an image for each piece of each layer.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, EnvironmentHold: true, ImageUpload: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true, EnvironmentHold: true, ImageUpload: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

@@ -195,6 +195,18 @@ var (
 	ReportedStates = store.Collection[ReportedState]{
 		Kind: "reported", Meta: func(v *ReportedState) *atelier.Meta { return &v.Meta },
 	}
+	// DataFiles have the name of their endpoint as parent, and their path as name.
+	DataFiles = store.Collection[atelier.DataFile]{
+		Kind: "data", Missing: "See 'atelier data list' for those that there are.",
+		Meta: func(v *atelier.DataFile) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *atelier.DataFile) []store.Ref {
+			return []store.Ref{{Rel: RelBlob, To: string(v.Digest)}}
+		},
+	}
+	// DataStreams have the id of their device.
+	DataStreams = store.Collection[DataStream]{
+		Kind: "data-stream", Meta: func(v *DataStream) *atelier.Meta { return &v.Meta }, Quiet: true,
+	}
 	// Fleets belong to the hub. There is one, with the name "fleet".
 	Fleets = store.Collection[Fleet]{
 		Kind: "fleet", Meta: func(v *Fleet) *atelier.Meta { return &v.Meta },
@@ -244,6 +256,18 @@ type Certificate struct {
 	NotBefore time.Time  `json:"not_before"`
 	NotAfter  time.Time  `json:"not_after"`
 	Revoked   *time.Time `json:"revoked,omitempty"`
+}
+
+// DataStream says how far the streams of a device's recorded requests are in data files.
+type DataStream struct {
+	atelier.Meta
+	Streams []StreamPosition `json:"streams"` // the newest last
+}
+
+// StreamPosition is the last sequence of a stream that is stored.
+type StreamPosition struct {
+	ID      string `json:"id"`
+	Through uint64 `json:"through"`
 }
 
 // Fleet is what all devices of the hub have in common.

@@ -119,16 +119,17 @@ func (c *Client) Logs(ctx context.Context, ws, device, deployment string, maxByt
 
 // DeploymentSpec is what a deployment asks for.
 type DeploymentSpec struct {
-	Name        string            `json:"name,omitempty"`
-	Description string            `json:"description,omitempty"`
-	Model       string            `json:"model,omitempty"`
-	Version     string            `json:"version,omitempty"` // a number, or "latest"
-	Selector    *atelier.Selector `json:"selector,omitempty"`
-	Endpoint    string            `json:"endpoint,omitempty"`
-	Target      string            `json:"target,omitempty"`
-	Limits      *atelier.Limits   `json:"limits,omitempty"`
-	Prefetch    bool              `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
-	Switch      bool              `json:"switch,omitempty"`   // the devices run what they prefetched
+	Name        string              `json:"name,omitempty"`
+	Description string              `json:"description,omitempty"`
+	Model       string              `json:"model,omitempty"`
+	Version     string              `json:"version,omitempty"` // a number, or "latest"
+	Selector    *atelier.Selector   `json:"selector,omitempty"`
+	Endpoint    string              `json:"endpoint,omitempty"`
+	Target      string              `json:"target,omitempty"`
+	Limits      *atelier.Limits     `json:"limits,omitempty"`
+	Collect     *atelier.Collection `json:"collect,omitempty"`
+	Prefetch    bool                `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
+	Switch      bool                `json:"switch,omitempty"`   // the devices run what they prefetched
 }
 
 // Deployments lists the workspace's deployments.

@@ -27,6 +27,8 @@ type DeploymentSpec struct {
 	Endpoint *string // the deployment's name by default
 	Target   *string
 	Limits   *atelier.Limits
+	// Collect replaces what is collected; sizes of 0 are the defaults.
+	Collect *atelier.Collection
 	// Prefetch stages the version: devices fetch it and do not run it yet.
 	Prefetch bool
 	// Switch lets the devices run what is staged. A version or model that is given
@@ -207,8 +209,14 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 			return d, err
 		}
 	}
+	if spec.Collect != nil {
+		c := spec.Collect.Complete()
+		if d.Collect = &c; c.Check() != nil {
+			return d, c.Check()
+		}
+	}
 	if spec.Model == nil && spec.Version == nil {
-		return d, nil
+		return d, checkCollected(tx, workspace, &d)
 	}
 	model, version := d.Model, Latest
 	if model == "" && d.Staged != nil {
@@ -220,11 +228,43 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	if err != nil {
 		return d, err
 	}
+	if err := checkMasks(d.Collect, &v); err != nil {
+		return d, err
+	}
 	if spec.Prefetch {
 		return d, f.stage(&d, v)
 	}
 	d.Model, d.Version, d.VersionID, d.Staged = v.Model, v.Number, v.ID, nil
 	return d, nil
+}
+
+// checkCollected checks that what is masked is there in the version that the deployment has.
+func checkCollected(tx store.Tx, workspace string, d *atelier.Deployment) error {
+	if d.Collect == nil || d.VersionID == "" {
+		return nil
+	}
+	v, err := catalog.Versions.Get(tx, workspace, d.VersionID)
+	if err != nil {
+		return err
+	}
+	return checkMasks(d.Collect, &v)
+}
+
+// checkMasks checks that what is masked is there in a version. Of a script nobody knows
+// what it takes.
+func checkMasks(c *atelier.Collection, v *atelier.Version) error {
+	if c == nil {
+		return nil
+	}
+	for _, variant := range v.Variants {
+		if variant.Signature == nil || variant.Kind != atelier.VariantONNX {
+			continue
+		}
+		if err := c.CheckSignature(variant.Signature); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func set[T any](to, from *T) {

@@ -40,7 +40,9 @@ func (f *Fleet) Receive(ctx context.Context, m broker.Message) {
 	case wire.Content:
 		f.frame(ctx, p, m.Payload)
 	case wire.Telemetry:
-		err = f.measured(ctx, p, m.Payload)
+		err = f.measured(ctx, p, f.telemetry, access.TelemetryWrite, "telemetry", m.Payload)
+	case wire.Data:
+		err = f.measured(ctx, p, f.data, access.DataWrite, "recorded requests", m.Payload)
 	}
 	if err != nil && ctx.Err() == nil {
 		// Nothing was acknowledged: the device says it again.
@@ -87,15 +89,15 @@ func take[T any](f *Fleet, p *peer, payload []byte, fn func(T) error) error {
 	return fn(m)
 }
 
-// measured hands telemetry on and acknowledges what was stored.
-func (f *Fleet) measured(ctx context.Context, p *peer, frame []byte) error {
+// measured hands telemetry or recorded requests on and acknowledges what was stored.
+func (f *Fleet) measured(ctx context.Context, p *peer, sink TelemetrySink, verb access.Verb, what string, frame []byte) error {
 	f.heard(p.device)
-	if f.telemetry == nil {
-		f.ignore(p.device, "this hub stores no telemetry")
+	if sink == nil {
+		f.ignore(p.device, "this hub stores no "+what)
 		return nil
 	}
-	if err := f.access.Authorize(p.as(ctx), access.TelemetryWrite, p.object()); err != nil {
-		f.ignore(p.device, "telemetry is not authorised", "error", err)
+	if err := f.access.Authorize(p.as(ctx), verb, p.object()); err != nil {
+		f.ignore(p.device, what+" not authorised", "error", err)
 		return nil
 	}
 	var d atelier.Device
@@ -106,12 +108,15 @@ func (f *Fleet) measured(ctx context.Context, p *peer, frame []byte) error {
 	if err != nil {
 		return err
 	}
-	ack, err := f.telemetry.Ingest(ctx, p.workspace, d, frame)
+	ack, err := sink.Ingest(ctx, p.workspace, d, frame)
 	switch code := atelier.CodeOf(err); code {
 	case "":
 		return f.say(ctx, p.workspace, p.device, wire.TypeAck, ack)
 	case atelier.Invalid, atelier.TooLarge, atelier.Unsupported, atelier.Corrupt:
-		f.ignore(p.device, "its telemetry is malformed", "error", err)
+		f.ignore(p.device, what+" malformed", "error", err)
+		return nil
+	case atelier.Exhausted:
+		f.ignore(p.device, what+" faster than it may", "error", err)
 		return nil
 	}
 	return err

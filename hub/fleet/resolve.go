@@ -162,6 +162,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 		Limits:   dep.Limits,
 		Endpoint: atelier.ModuleEndpoint{Name: dep.endpoint.Name, Keys: dep.endpoint.Keys},
 	}
+	if slices.Contains(d.Facts.Features, atelier.FeatureCollect) {
+		m.Collect = dep.Collect
+	}
 	if i := slices.IndexFunc(held, func(h atelier.Module) bool { return h.Rollout == dep.Rollout }); i >= 0 && fits(&held[i], d) {
 		m.Model.Variant, m.Runtime = held[i].Model.Variant, held[i].Runtime
 		return m, nil

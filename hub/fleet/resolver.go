@@ -134,6 +134,9 @@ func (f *Fleet) forget(ctx context.Context, workspace, device string) error {
 	if f.telemetry != nil {
 		f.telemetry.Forget(device)
 	}
+	if f.data != nil {
+		f.data.Forget(device)
+	}
 	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
 		for _, kind := range []string{catalog.DesiredStates.Kind, catalog.ReportedStates.Kind} {
 			if err := tx.Delete(kind, workspace, device, 0); err != nil && !isNotFound(err) {

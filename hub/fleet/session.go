@@ -151,15 +151,18 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 	}
 	f.changed(p.device, desired.Position)
 
-	var stored map[string]uint64
+	var stored, data map[string]uint64
 	if f.telemetry != nil {
 		stored = f.telemetry.Acked(p.device)
+	}
+	if f.data != nil {
+		data = f.data.Acked(p.device)
 	}
 	if err := f.sendTrust(ctx, p.workspace, p.device, h.RootVersion, h.DelegationVersion); err != nil {
 		return err
 	}
 	err = f.say(ctx, p.workspace, p.device, wire.TypeWelcome, wire.Welcome{
-		Session: h.Session, Position: desired.Position, Time: now, Telemetry: stored,
+		Session: h.Session, Position: desired.Position, Time: now, Telemetry: stored, Data: data,
 	})
 	f.wakeDelivery()
 	f.uploads.reconnected(p.device)

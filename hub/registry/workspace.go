@@ -154,6 +154,12 @@ func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int6
 		if err := deleteAll(tx, catalog.Blobs, id); err != nil {
 			return err
 		}
+		if err := deleteAll(tx, catalog.DataFiles, id); err != nil {
+			return err
+		}
+		if err := deleteAll(tx, catalog.DataStreams, id); err != nil {
+			return err
+		}
 		if err := deleteAll(tx, catalog.JoinTokens, id); err != nil {
 			return err
 		}

@@ -50,6 +50,7 @@ func (s *server) registerFleet(api huma.API) {
 	s.registerDeviceStates(api)
 	s.registerDeployments(api)
 	s.registerEndpoints(api)
+	s.registerData(api)
 }
 
 func (s *server) registerDevices(api huma.API) {

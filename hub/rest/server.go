@@ -14,6 +14,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
+	"github.com/atelier-edge/atelier/hub/collect"
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
@@ -36,6 +37,7 @@ type Config struct {
 	// Distribution serves the container registries below /v2/, authenticating its
 	// callers itself; nil for none.
 	Distribution http.Handler
+	Data         *collect.Store // recorded requests
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
@@ -61,6 +63,7 @@ type server struct {
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
+	data         *collect.Store
 	metrics      http.Handler
 	hub          Hub
 	log          *slog.Logger
@@ -84,7 +87,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {

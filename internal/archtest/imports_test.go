@@ -34,6 +34,7 @@ var layers = []layer{
 	{"internal/environment", []string{""}, "builder and agent share the form of environments"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
 	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
+	{"internal/collect", []string{""}, "model server, agent and hub share the form of records"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
 	{"internal/broker", []string{"", "internal/wire"}, "the broker carries messages and knows no meaning"},
 	{"internal/boot", nil, "it starts programs and knows nothing of them"},
@@ -43,7 +44,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
-	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
+	{"serving", []string{"", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
 	{"fpga/reference", nil, "it defines the arithmetic, and depends on nothing that could change it"},
@@ -65,12 +66,13 @@ var layers = []layer{
 	{"hub/distribution", []string{"", "internal/content", "internal/durable", "internal/patient", "hub/store", "hub/catalog", "hub/access", "hub/images"}, "container tools are served without the REST API"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
+	{"hub/collect", []string{"", "internal/durable", "internal/content", "internal/wire", "internal/collect", "hub/store", "hub/catalog", "hub/access"}, "collected data need neither registry nor fleet"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
 	{"hub/fleet", []string{"", "internal", "hub/store", "hub/catalog", "hub/access", "hub/authority", "hub/vault"}, "the fleet reads the catalog, not the registry's or the REST API's inside"},
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},
 
-	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "targets", "agent"}, "an agent is small, and never contains the hub"},
+	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "internal/collect", "targets", "agent"}, "an agent is small, and never contains the hub"},
 
 	{"cmd/atelier", []string{"", "hub/client"}, "the command line is a client of the REST API and nothing else"},
 	{"cmd/atelier-builder", []string{"", "hub/client", "packaging"}, "the builder is a client of the REST API that builds"},

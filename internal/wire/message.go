@@ -57,6 +57,8 @@ type Welcome struct {
 	// Telemetry is the last telemetry sequence that the hub has stored of each
 	// stream of the device.
 	Telemetry map[string]uint64 `json:"telemetry,omitempty"`
+	// Data is the same for the streams of collected records; null from a hub that takes none.
+	Data map[string]uint64 `json:"data"`
 }
 
 // DesiredAck tells that a desired state was saved or refused (up).

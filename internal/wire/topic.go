@@ -30,6 +30,9 @@ const (
 	Control   Channel = "ctl" // signed control messages, both ways
 	Content   Channel = "c"   // content frames, both ways, on a connection of its own
 	Telemetry Channel = "tel" // telemetry frames, up only; acknowledged on Control
+	// Data is for collected records, up only, in the frames of telemetry; acknowledged on
+	// Control. A device uses it after a Welcome that names Data.
+	Data Channel = "dat"
 )
 
 // ContentClientSuffix is appended to the device's id to form the MQTT client id
@@ -88,7 +91,7 @@ func ParseDown(topic string) (device string, c Channel, ok bool) {
 
 func known(ch string) bool {
 	switch Channel(ch) {
-	case Control, Content, Telemetry:
+	case Control, Content, Telemetry, Data:
 		return true
 	}
 	return false

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/collect"
 )
 
 // requestID is where a gateway tells the id of a request.
@@ -40,6 +41,7 @@ type Handler struct {
 	log           *slog.Logger
 	mux           *http.ServeMux
 	served        atomic.Pointer[served]
+	sampler       *collect.Sampler // nil where nothing is recorded
 }
 
 // served is a pool that is ready.
@@ -65,6 +67,9 @@ func NewHandler(name, version, program, script string, maxBody int64, log *slog.
 	})
 	return h
 }
+
+// SetSampler lets s record requests; to be called before the first of them.
+func (h *Handler) SetSampler(s *collect.Sampler) { h.sampler = s }
 
 // SetReady says that init() has returned in p.
 func (h *Handler) SetReady(p *Pool) error {
@@ -152,13 +157,24 @@ func (h *Handler) score(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, 0, err)
 		return
 	}
+	x := h.sampler.Begin(collect.DialectScript, id)
+	if r.Method == http.MethodGet {
+		x.InputText([]byte(r.URL.RawQuery))
+	} else {
+		x.InputText(body)
+	}
 	a, err := s.pool.Do(r.Context(), &Request{
 		ID: id, Method: r.Method, Query: r.URL.RawQuery, Type: r.Header.Get("Content-Type"), Headers: func() [][2]string { return fields(r) }, Body: body,
 	})
 	if err != nil {
+		x.End(statusOf(err))
 		h.failed(w, id, err)
 		return
 	}
+	if !a.Failed && a.Message == "" {
+		x.OutputText(a.Body)
+	}
+	x.End(a.Status)
 	h.answer(w, id, a)
 }
 
@@ -296,6 +312,15 @@ func codeFor(status int) atelier.Code {
 		return atelier.Unsupported
 	}
 	return atelier.Invalid
+}
+
+// statusOf is the status that failed answers with.
+func statusOf(err error) int {
+	var died *DiedError
+	if errors.As(err, &died) {
+		return http.StatusBadGateway
+	}
+	return atelier.CodeOf(err).HTTPStatus()
 }
 
 // failed tells of a request that no worker answered.
