@@ -27,6 +27,18 @@ type DesiredState struct {
 	Trials []TrialModule `json:"trials,omitempty"`
 }
 
+// Running returns the modules that the device shall run: those of Modules, then those of
+// Trials.
+func (d *DesiredState) Running() []Module { return running(d.Modules, d.Trials) }
+
+func running(modules []Module, trials []TrialModule) []Module {
+	all := slices.Clone(modules)
+	for i := range trials {
+		all = append(all, trials[i].Module)
+	}
+	return all
+}
+
 // FeatureStage is what agents list in Facts.Features that act on DesiredState.Staged.
 const FeatureStage = "stage"
 
