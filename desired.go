@@ -184,6 +184,9 @@ type SlotStatus struct {
 	Way      string    `json:"way,omitempty"`
 	Restarts int       `json:"restarts,omitempty"`
 	Since    time.Time `json:"since"`
+	// Split is what of the requests a trial gets now; nil while it gets nothing, and for
+	// everything else.
+	Split *Split `json:"split,omitempty"`
 	// Shadow is what was counted of a shadow's comparisons, nil for everything else.
 	Shadow *ShadowReport `json:"shadow,omitempty"`
 }

@@ -352,9 +352,7 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 		s := atelier.ModuleStatus{Deployment: deployment}
 		s.Current, s.Name = r.slotStatus(record.Current, true), record.All()[0].Module.Name
 		s.Candidate = r.slotStatus(record.Candidate, false)
-		if s.Trial = r.slotStatus(record.Trial, true); record.Current == nil && s.Trial != nil && s.Trial.State() == atelier.Standby {
-			s.Trial.Standing = atelier.Stand(atelier.Standby, atelier.Because(atelier.ReasonWaiting, "it is ready and waits for the version beside it"))
-		}
+		s.Trial = r.trialStatus(record)
 		if record.Current == nil && record.Candidate == nil && len(record.Leaving) > 0 {
 			s.Current = r.slotStatus(record.Leaving[0], false)
 		}
@@ -395,6 +393,25 @@ func (r *Runner) slotStatus(slot *state.Slot, routed bool) *atelier.SlotStatus {
 		s.Standing = atelier.Stand(atelier.Standby, atelier.BecauseOf(atelier.ReasonStateNotDurable, r.unsaved))
 	}
 	return &s
+}
+
+// trialStatus returns the status of what runs beside the record's current rollout. The
+// caller holds r.mu.
+func (r *Runner) trialStatus(record *state.Record) *atelier.SlotStatus {
+	s := r.slotStatus(record.Trial, true)
+	switch {
+	case s == nil:
+	case s.State() == atelier.Standby && record.Current == nil:
+		s.Standing = atelier.Stand(atelier.Standby, atelier.Because(atelier.ReasonWaiting, "it is ready and waits for the version beside it"))
+	case s.State() == atelier.Serving:
+		for _, route := range r.inForce.Routes {
+			if route.Trial != nil && route.Trial.Backend.Rollout == s.Rollout {
+				split := route.Trial.Split
+				s.Split = &split
+			}
+		}
+	}
+	return s
 }
 
 // taken tells how far the gateway is with the newest table. The caller holds r.mu.

@@ -42,7 +42,7 @@ func (d *device) splits(m, beside atelier.Module, split atelier.Split) {
 	d.eventually("requests are split", func() bool {
 		s, r := d.status(m), d.route(m.Endpoint.Name)
 		return s.Current != nil && s.Current.Rollout == m.Rollout && s.Current.State() == atelier.Serving && s.Candidate == nil &&
-			s.Trial != nil && s.Trial.Rollout == beside.Rollout && s.Trial.State() == atelier.Serving &&
+			s.Trial != nil && s.Trial.Rollout == beside.Rollout && s.Trial.State() == atelier.Serving && s.Trial.Split != nil && *s.Trial.Split == split &&
 			r.Backend.Rollout == m.Rollout && r.Trial != nil && r.Trial.Backend.Rollout == beside.Rollout && r.Trial.Split == split
 	})
 }

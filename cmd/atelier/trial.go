@@ -95,8 +95,9 @@ func trying(d atelier.Deployment) goal {
 			if s.Trial == nil { // it was promoted or ended meanwhile
 				return goalStatus{s.Standing, true, "nothing runs beside it any more"}
 			}
-			reached := s.Trial.Version == d.Trial.Version && s.Trial.State() == atelier.Serving
-			return goalStatus{s.Trial.Standing, reached, trialLine(s, d.Trial.Kind)}
+			// The split is in force when the device says so: another weight starts nothing.
+			reached := s.Trial.Rollout == d.Trial.Rollout && s.Trial.State() == atelier.Serving && s.Trial.Split != nil && *s.Trial.Split == d.Trial.Split
+			return goalStatus{s.Trial.Standing, reached, trialLine(s, reached)}
 		},
 		summary: func([]atelier.DeviceStatus) string { return "" },
 	}
@@ -124,9 +125,12 @@ func splitWords(s atelier.Split) string {
 func percent(p float64) string { return strconv.FormatFloat(p, 'f', -1, 64) + "%" }
 
 // trialLine tells in a line how far a device is with the version beside the one that serves.
-func trialLine(s atelier.DeviceStatus, kind atelier.TrialKind) string {
-	if s.Trial.State() == atelier.Serving {
-		return fmt.Sprintf("version %d runs beside version %d as its %s", s.Trial.Version, s.Version, kind)
+func trialLine(s atelier.DeviceStatus, reached bool) string {
+	switch {
+	case reached:
+		return fmt.Sprintf("version %d runs beside version %d, as %s", s.Trial.Version, s.Version, splitWords(*s.Trial.Split))
+	case s.Trial.State() == atelier.Serving:
+		return fmt.Sprintf("version %d runs beside version %d, and gets another share before long", s.Trial.Version, s.Version)
 	}
 	return standingLine(s.Trial.Standing, s.Trial.Fetched, s.Trial.Size)
 }
