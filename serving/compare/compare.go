@@ -75,7 +75,7 @@ func parse(a *Answer) (p parsed, ok bool) {
 		return p, false
 	}
 	_, err := d.Token()
-	return p, err == io.EOF //nolint:errorlint // Token returns it as it is
+	return p, err == io.EOF
 }
 
 func differentBytes(a, b []byte) string {
