@@ -31,7 +31,7 @@ func TestSplitCheck(t *testing.T) {
 	} {
 		err := tc.split.Check()
 		var field string
-		if e, ok := err.(*Error); ok { //nolint:errorlint // Check returns it as it is
+		if e, ok := err.(*Error); ok {
 			field = e.Field
 		}
 		if field != tc.field || (err == nil) != (tc.field == "") {

@@ -85,7 +85,7 @@ func (f *Fleet) try(tx store.Tx, workspace string, d *atelier.Deployment, spec D
 		}
 	}
 	next.Split = spec.Trial.split(next.Split)
-	if err := next.Split.Check(); err != nil {
+	if err := next.Check(); err != nil {
 		return withField(err, "trial")
 	}
 	d.Trial = &next
