@@ -24,6 +24,8 @@ type Deployment struct {
 	// none. Where nothing was ever to run beside it, Version is 0, and VersionID and
 	// Rollout are empty.
 	Staged *Staged `json:"staged,omitempty"`
+	// Trial is the version that devices run beside this one, nil where there is none.
+	Trial *Trial `json:"trial,omitempty"`
 }
 
 // Staged is a version that devices shall hold and not run yet: they fetch it while
@@ -97,6 +99,9 @@ type DeviceStatus struct {
 	// Staged is how far the device is with the version that the deployment has
 	// staged: in the state Staged it is ready to switch.
 	Staged *SlotStatus `json:"staged,omitempty"`
+	// Trial tells of the version that runs beside the one that serves: in the state Serving
+	// it gets its share.
+	Trial *SlotStatus `json:"trial,omitempty"`
 }
 
 // ReadyToSwitch reports whether the device holds the version that the deployment

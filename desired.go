@@ -22,6 +22,21 @@ type DesiredState struct {
 	// run yet; for each there may be one of the same deployment in Modules. It is sent
 	// to agents that have FeatureStage; others would ignore it.
 	Staged []Module `json:"staged,omitempty"`
+	// Trials are modules that run beside one of the same deployment in Modules, for a share
+	// of its requests or for copies. They are sent to agents that have FeatureTrial.
+	Trials []TrialModule `json:"trials,omitempty"`
+}
+
+// Running returns the modules that the device shall run: those of Modules, then those of
+// Trials.
+func (d *DesiredState) Running() []Module { return running(d.Modules, d.Trials) }
+
+func running(modules []Module, trials []TrialModule) []Module {
+	all := slices.Clone(modules)
+	for i := range trials {
+		all = append(all, trials[i].Module)
+	}
+	return all
 }
 
 // FeatureStage is what agents list in Facts.Features that act on DesiredState.Staged.
@@ -138,11 +153,13 @@ type ModuleStatus struct {
 	Candidate  *SlotStatus `json:"candidate,omitempty"`
 	// Staged tells how far the device is with what it shall hold and not run yet.
 	Staged *SlotStatus `json:"staged,omitempty"`
+	// Trial tells of what runs beside Current: in the state Serving it gets its share.
+	Trial *SlotStatus `json:"trial,omitempty"`
 }
 
 // Moving reports whether a rollout of the module is on its way to where it shall be.
 func (m *ModuleStatus) Moving() bool {
-	for _, s := range []*SlotStatus{m.Current, m.Candidate, m.Staged} {
+	for _, s := range []*SlotStatus{m.Current, m.Candidate, m.Staged, m.Trial} {
 		if s == nil {
 			continue
 		}
@@ -170,4 +187,9 @@ type SlotStatus struct {
 	Way      string    `json:"way,omitempty"`
 	Restarts int       `json:"restarts,omitempty"`
 	Since    time.Time `json:"since"`
+	// Split is what of the requests a trial gets now; nil while it gets nothing, and for
+	// everything else.
+	Split *Split `json:"split,omitempty"`
+	// Shadow is what was counted of a shadow's comparisons, nil for everything else.
+	Shadow *ShadowReport `json:"shadow,omitempty"`
 }

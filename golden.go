@@ -139,8 +139,12 @@ func (g *Golden) check() error {
 	return nil
 }
 
+func (t Tolerance) valid() bool {
+	return t.Absolute >= 0 && t.Relative >= 0 && t.Integer >= 0 && !math.IsInf(t.Absolute, 0) && !math.IsInf(t.Relative, 0)
+}
+
 func (t Tolerance) check(field string) error {
-	if !(t.Absolute >= 0 && t.Relative >= 0 && t.Integer >= 0) || math.IsInf(t.Absolute, 0) || math.IsInf(t.Relative, 0) {
+	if !t.valid() {
 		return Errorf(Invalid, "%s is absolute %v, relative %v, integer %d in %s; none may be negative or infinite", field, t.Absolute, t.Relative, t.Integer, GoldenPath).
 			WithField(field)
 	}

@@ -14,6 +14,15 @@ type Route struct {
 	Endpoint string       `json:"endpoint"` // the first segment of the path
 	Keys     EndpointKeys `json:"keys"`
 	Backend  Backend      `json:"backend"`
+	// Trial is a second module, which gets a share of the requests or copies of them; nil
+	// where there is none that is ready.
+	Trial *RouteTrial `json:"trial,omitempty"`
+}
+
+// RouteTrial leads a share of an endpoint's requests to a second module.
+type RouteTrial struct {
+	Backend Backend `json:"backend"`
+	Split   Split   `json:"split"`
 }
 
 // Backend is one rollout of a module that answers requests.
@@ -32,6 +41,10 @@ type Backend struct {
 // an endpoint. The id is "{rollout}-{random}": from the rollout the hub finds
 // deployment, package and model digest again.
 const HeaderRequestID = "X-Atelier-Request-Id"
+
+// HeaderModel is the header that says in each answer of an endpoint which version gave
+// it, as MODEL:VERSION.
+const HeaderModel = "X-Atelier-Model"
 
 // LatencyBounds are the upper bounds, in seconds, of the latency histogram's
 // buckets; one more bucket takes what is slower. They are part of the wire
@@ -59,6 +72,12 @@ type EndpointCounters struct {
 	// Departed says that no route leads to the backend any more: its counts are the
 	// last, but for the requests in flight.
 	Departed bool `json:"departed,omitempty"`
+	// Fallbacks counts requests of a canary's share that it did not answer, and that the
+	// version beside it did.
+	Fallbacks uint64 `json:"fallbacks,omitempty"`
+	// Shadow is what the backend's answers to copies of requests showed; nil where it was
+	// never sent any.
+	Shadow *ShadowReport `json:"shadow,omitempty"`
 }
 
 // GatewayStatus is what the gateway tells the agent.

@@ -41,7 +41,7 @@ type Status struct {
 // snapshot is the device's reported state.
 func (a *agent) snapshot() atelier.ReportedState {
 	clock := telemetry.ReadClock()
-	modules := a.runner.Status()
+	modules := a.gateway.WithShadows(a.runner.Status())
 	return atelier.ReportedState{
 		Device: a.identity.Device, BootID: clock.BootID, Position: a.store.Position(), Agent: a.opts.Version,
 		Time: clock.Wall.UTC(), Facts: a.currentFacts(), Modules: modules, Conditions: a.conditions(modules), Storage: a.storage(modules),
@@ -100,12 +100,16 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 	}
 	have := make(map[string]atelier.ModuleStatus, len(modules))
 	staged := make(map[string]*atelier.SlotStatus, len(modules)) // by rollout
+	trials := make(map[string]*atelier.SlotStatus, len(modules)) // likewise
 	for _, m := range modules {
 		if m.Current != nil || m.Candidate != nil {
 			have[m.Deployment] = m
 		}
 		if m.Staged != nil {
 			staged[m.Staged.Rollout] = m.Staged
+		}
+		if m.Trial != nil {
+			trials[m.Trial.Rollout] = m.Trial
 		}
 	}
 	for i := range desired.Modules {
@@ -133,11 +137,23 @@ func inSync(desired *atelier.DesiredState, modules []atelier.ModuleStatus) ateli
 			return no(s.Why())
 		}
 	}
+	for i := range desired.Trials {
+		switch t := trials[desired.Trials[i].Rollout]; {
+		case t == nil:
+			return no(atelier.Because(atelier.ReasonInProgress, ""))
+		case t.State() != atelier.Serving || t.Why().Reason() != atelier.ReasonAsDesired:
+			return no(t.Why())
+		}
+		delete(trials, desired.Trials[i].Rollout)
+	}
+	if len(trials) > 0 {
+		return no(atelier.Because(atelier.ReasonInProgress, "modules that are no longer desired are being removed"))
+	}
 	return atelier.Holds(atelier.ConditionInSync, atelier.Because(atelier.ReasonAsDesired, ""))
 }
 
 func (a *agent) status() Status {
-	modules := a.runner.Status()
+	modules := a.gateway.WithShadows(a.runner.Status())
 	s := offline(a.identity)
 	s.Running, s.Version, s.Position, s.Gateway = true, a.opts.Version, a.store.Position(), a.gateway.Address()
 	s.Bundles = a.bundles.Outcomes()

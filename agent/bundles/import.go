@@ -138,8 +138,8 @@ func (i *Importer) take(ctx context.Context, b *bundle.Bundle) (Imported, error)
 	}
 	var files []atelier.File
 	seen, needed := map[atelier.Digest]bool{}, map[atelier.Digest]bool{}
-	for m := range desired.Modules {
-		for _, f := range desired.Modules[m].Content() {
+	for _, module := range desired.Running() {
+		for _, f := range module.Content() {
 			if seen[f.Digest] {
 				continue
 			}

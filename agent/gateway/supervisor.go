@@ -63,6 +63,9 @@ type Supervisor struct {
 	condition atelier.Condition
 	status    atelier.GatewayStatus
 	child     chan struct{} // closed when the child that was started last has ended; nil before
+	// toldCompared is how many copies of requests shadows had got when that was told last.
+	toldCompared uint64
+	toldAt       time.Time
 }
 
 // NewSupervisor returns a supervisor; Run starts it.
@@ -184,7 +187,11 @@ func (s *Supervisor) found(status atelier.GatewayStatus) {
 	anew := s.status.PID != status.PID || s.status.Started != status.Started
 	moved := s.status.Listen != status.Listen
 	s.status = status
+	compared := s.compared(&status, time.Now())
 	s.mu.Unlock()
+	if compared {
+		s.opts.Changed()
+	}
 	if anew {
 		s.opts.Log.Info("the gateway answers", "pid", status.PID, "listen", status.Listen)
 		s.opts.Restarted()

@@ -39,6 +39,9 @@ func assign(now state.Slots, desired *atelier.DesiredState, s situation) state.S
 			want(record, m)
 		}
 		for deployment, record := range next.Modules {
+			try(record, trialOf(desired, deployment))
+		}
+		for deployment, record := range next.Modules {
 			if !wanted[deployment] {
 				dismiss(record)
 			}
@@ -65,12 +68,44 @@ func want(record *state.Record, m *atelier.Module) {
 		record.Candidate = nil
 	case record.Candidate != nil && record.Candidate.Module.Rollout == m.Rollout:
 		record.Candidate = refresh(record.Candidate, m)
+	case record.Trial != nil && record.Trial.Module.Rollout == m.Rollout: // it is promoted, and runs
+		leave(record, record.Candidate)
+		record.Candidate = refresh(record.Trial, m)
+		record.Trial, record.Split = nil, atelier.Split{}
 	case slices.ContainsFunc(record.Leaving, func(s *state.Slot) bool { return s.Module.Rollout == m.Rollout }):
 		// It was dismissed and is wanted again: first it must be gone.
 	default:
 		leave(record, record.Candidate)
 		record.Candidate = &state.Slot{Module: *m}
 	}
+}
+
+// try makes m the rollout that runs beside the record's module; nil ends the one that did.
+func try(record *state.Record, m *atelier.TrialModule) {
+	switch {
+	case m == nil:
+		leave(record, record.Trial)
+		record.Trial, record.Split = nil, atelier.Split{}
+	case record.Trial != nil && record.Trial.Module.Rollout == m.Rollout:
+		record.Trial, record.Split = refresh(record.Trial, &m.Module), m.Split
+	case slices.ContainsFunc(append([]*state.Slot{record.Current, record.Candidate}, record.Leaving...), func(s *state.Slot) bool { return s != nil && s.Module.Rollout == m.Rollout }):
+		// It was something else a moment ago: first it must be gone.
+		leave(record, record.Trial)
+		record.Trial, record.Split = nil, atelier.Split{}
+	default:
+		leave(record, record.Trial)
+		record.Trial, record.Split = &state.Slot{Module: m.Module}, m.Split
+	}
+}
+
+// trialOf returns what shall run beside a deployment's module, nil where nothing shall.
+func trialOf(desired *atelier.DesiredState, deployment string) *atelier.TrialModule {
+	for i := range desired.Trials {
+		if t := &desired.Trials[i]; t.Deployment == deployment {
+			return t
+		}
+	}
+	return nil
 }
 
 // refresh takes over what may change without a new rollout: the names, the
@@ -101,7 +136,9 @@ func promote(record *state.Record) {
 func dismiss(record *state.Record) {
 	leave(record, record.Candidate)
 	leave(record, record.Current)
+	leave(record, record.Trial)
 	record.Candidate, record.Current, record.Previous = nil, nil, nil
+	record.Trial, record.Split = nil, atelier.Split{}
 }
 
 func leave(record *state.Record, slot *state.Slot) {
@@ -112,22 +149,27 @@ func leave(record *state.Record, slot *state.Slot) {
 
 // routes returns the route table for slots: one route for each current rollout,
 // also where it is just being restarted, so that callers get an answer that says
-// so. The sequence is the last one where the table is as it was.
-func routes(slots state.Slots, device string, socket func(rollout string) string) atelier.RouteTable {
+// so. What runs beside it is part of the route only while it is ready. The sequence is
+// the last one where the table is as it was.
+func routes(slots state.Slots, device string, socket func(rollout string) string, ready func(rollout string) bool) atelier.RouteTable {
 	table := atelier.RouteTable{Sequence: slots.RouteTable.Sequence, Device: device}
 	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
 		c := slots.Modules[deployment].Current
 		if c == nil {
 			continue
 		}
-		m := &c.Module
-		table.Routes = append(table.Routes, atelier.Route{
-			Endpoint: m.Endpoint.Name, Keys: m.Endpoint.Keys,
-			Backend: atelier.Backend{
+		backend := func(m *atelier.Module) atelier.Backend {
+			return atelier.Backend{
 				Socket: socket(m.Rollout), Deployment: m.Deployment, Rollout: m.Rollout, Package: m.Package,
 				Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest,
-			},
-		})
+			}
+		}
+		m := &c.Module
+		route := atelier.Route{Endpoint: m.Endpoint.Name, Keys: m.Endpoint.Keys, Backend: backend(m)}
+		if t := slots.Modules[deployment].Trial; t != nil && ready(t.Module.Rollout) {
+			route.Trial = &atelier.RouteTrial{Backend: backend(&t.Module), Split: slots.Modules[deployment].Split}
+		}
+		table.Routes = append(table.Routes, route)
 	}
 	if !reflect.DeepEqual(table, slots.RouteTable) {
 		table.Sequence++

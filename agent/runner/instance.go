@@ -88,11 +88,13 @@ func (i *instance) set(s atelier.ModuleState, why atelier.Why) {
 		i.status.Since = time.Now().UTC()
 	}
 	i.status.Standing = atelier.Stand(s, why)
-	i.ready = s == atelier.Standby
+	ready := s == atelier.Standby
+	turned := ready != i.ready
+	i.ready = ready
 	i.mu.Unlock()
 	i.runner.opts.Changed()
-	if s == atelier.Standby {
-		i.runner.Wake() // it may be promoted now
+	if ready || turned {
+		i.runner.Wake() // it may be promoted now, or must lose its share
 	}
 }
 

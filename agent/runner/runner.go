@@ -201,11 +201,12 @@ func (r *Runner) reconcile(ctx context.Context) bool {
 func (r *Runner) decide() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ready := func(rollout string) bool { i := r.instances[rollout]; return i != nil && i.isReady() }
 	next := assign(r.slots, r.opts.Store.Desired(), situation{
-		ready: func(rollout string) bool { i := r.instances[rollout]; return i != nil && i.isReady() },
+		ready: ready,
 		gone:  func(rollout string) bool { i := r.instances[rollout]; return i != nil && i.isGone() },
 	})
-	next.RouteTable = routes(next, r.opts.Device, r.socket)
+	next.RouteTable = routes(next, r.opts.Device, r.socket, ready)
 	err := r.opts.Store.SaveSlots(next)
 	if err != nil {
 		if r.unsaved == nil {
@@ -224,7 +225,7 @@ func (r *Runner) decide() bool {
 func (r *Runner) follow() {
 	held := map[string]bool{}
 	for _, record := range r.slots.Modules {
-		for _, slot := range []*state.Slot{record.Current, record.Candidate} {
+		for _, slot := range []*state.Slot{record.Current, record.Candidate, record.Trial} {
 			if slot != nil {
 				held[slot.Module.Rollout] = true
 				r.ensure(slot, false)
@@ -324,7 +325,7 @@ func (r *Runner) Holdings() []fetch.Holding {
 		all = append(all, fetch.Holding{Model: m.Model.Name, Version: m.Model.Version, Files: m.Content(), Previous: previous})
 	}
 	for _, record := range slots.Modules {
-		for _, slot := range append([]*state.Slot{record.Current, record.Candidate}, record.Leaving...) {
+		for _, slot := range append([]*state.Slot{record.Current, record.Candidate, record.Trial}, record.Leaving...) {
 			if slot != nil {
 				add(&slot.Module, false)
 			}
@@ -336,6 +337,9 @@ func (r *Runner) Holdings() []fetch.Holding {
 	if d := r.opts.Store.Desired(); d != nil {
 		for _, m := range append(slices.Clone(d.Modules), d.Staged...) {
 			add(&m, false)
+		}
+		for i := range d.Trials {
+			add(&d.Trials[i].Module, false)
 		}
 	}
 	return all
@@ -350,6 +354,7 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 		s := atelier.ModuleStatus{Deployment: deployment}
 		s.Current, s.Name = r.slotStatus(record.Current, true), record.All()[0].Module.Name
 		s.Candidate = r.slotStatus(record.Candidate, false)
+		s.Trial = r.trialStatus(record)
 		if record.Current == nil && record.Candidate == nil && len(record.Leaving) > 0 {
 			s.Current = r.slotStatus(record.Leaving[0], false)
 		}
@@ -368,7 +373,7 @@ func (r *Runner) Status() []atelier.ModuleStatus {
 // slotStatus returns the status of a slot. A ready rollout serves when the
 // gateway has a table with it; as desired only when that is the newest one. The
 // caller holds r.mu.
-func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus {
+func (r *Runner) slotStatus(slot *state.Slot, routed bool) *atelier.SlotStatus {
 	if slot == nil {
 		return nil
 	}
@@ -382,14 +387,33 @@ func (r *Runner) slotStatus(slot *state.Slot, current bool) *atelier.SlotStatus 
 		return &s
 	}
 	switch {
-	case current && routesTo(r.inForce, slot.Module.Rollout):
+	case routed && routesTo(r.inForce, slot.Module.Rollout):
 		s.Standing = atelier.Stand(atelier.Serving, r.taken())
-	case current:
+	case routed:
 		s.Standing = atelier.Stand(atelier.Standby, r.taken())
 	case r.unsaved != nil:
 		s.Standing = atelier.Stand(atelier.Standby, atelier.BecauseOf(atelier.ReasonStateNotDurable, r.unsaved))
 	}
 	return &s
+}
+
+// trialStatus returns the status of what runs beside the record's current rollout. The
+// caller holds r.mu.
+func (r *Runner) trialStatus(record *state.Record) *atelier.SlotStatus {
+	s := r.slotStatus(record.Trial, true)
+	switch {
+	case s == nil:
+	case s.State() == atelier.Standby && record.Current == nil:
+		s.Standing = atelier.Stand(atelier.Standby, atelier.Because(atelier.ReasonWaiting, "it is ready and waits for the version beside it"))
+	case s.State() == atelier.Serving:
+		for _, route := range r.inForce.Routes {
+			if route.Trial != nil && route.Trial.Backend.Rollout == s.Rollout {
+				split := route.Trial.Split
+				s.Split = &split
+			}
+		}
+	}
+	return s
 }
 
 // taken tells how far the gateway is with the newest table. The caller holds r.mu.
@@ -404,12 +428,14 @@ func (r *Runner) taken() atelier.Why {
 }
 
 func routesTo(table atelier.RouteTable, rollout string) bool {
-	return slices.ContainsFunc(table.Routes, func(route atelier.Route) bool { return route.Backend.Rollout == rollout })
+	return slices.ContainsFunc(table.Routes, func(route atelier.Route) bool {
+		return route.Backend.Rollout == rollout || route.Trial != nil && route.Trial.Backend.Rollout == rollout
+	})
 }
 
 // Find returns the target and the instance's id of a deployment's present
-// rollout: the one that comes up where there is one that does not run well,
-// otherwise the one that serves.
+// rollout: the one that comes up where there is one that does not run well, then the
+// one beside it where that does not, otherwise the one that serves.
 func (r *Runner) Find(deployment string) (targets.Target, string, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -418,6 +444,11 @@ func (r *Runner) Find(deployment string) (targets.Target, string, bool) {
 		return nil, "", false
 	}
 	slot := record.Candidate
+	if t := record.Trial; slot == nil && t != nil {
+		if i := r.instances[t.Module.Rollout]; i == nil || !i.isReady() {
+			slot = t
+		}
+	}
 	if slot == nil {
 		slot = record.Current
 	}

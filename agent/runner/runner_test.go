@@ -48,7 +48,8 @@ type device struct {
 	fetchErr error
 	fetched  int // contents
 
-	staged []atelier.Module // of the desired states to come
+	staged []atelier.Module      // of the desired states to come
+	trials []atelier.TrialModule // likewise
 
 	generation uint64
 	store      *state.Store
@@ -149,7 +150,7 @@ func (d *device) register(m atelier.Module, content string) atelier.Module {
 func (d *device) desire(modules ...atelier.Module) {
 	d.Helper()
 	d.generation++
-	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules, Staged: d.staged})
+	raw := d.hub.Desired(d, atelier.DesiredState{Workspace: d.hub.Workspace, Device: d.id, Epoch: 1, Generation: d.generation, Modules: modules, Staged: d.staged, Trials: d.trials})
 	_, payload, err := d.store.Verify(raw)
 	if err != nil {
 		d.Fatal(err)
@@ -175,7 +176,7 @@ func (d *device) eventually(what string, cond func() bool) {
 func (d *device) describe() string {
 	var b strings.Builder
 	for _, m := range d.runner.Status() {
-		for slot, s := range map[string]*atelier.SlotStatus{"current": m.Current, "candidate": m.Candidate} {
+		for slot, s := range map[string]*atelier.SlotStatus{"current": m.Current, "candidate": m.Candidate, "trial": m.Trial} {
 			if s != nil {
 				b.WriteString("\n  " + m.Name + " " + slot + " " + s.Rollout + " " + string(s.State()) + " " + string(s.Why().Reason()) + ": " + s.Why().Message())
 			}

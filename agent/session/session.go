@@ -357,9 +357,13 @@ func (s *Session) Report(ctx context.Context, r atelier.ReportedState) error {
 func shorten(r *atelier.ReportedState) {
 	r.Modules = slices.Clone(r.Modules)
 	for i := range r.Modules {
-		for _, slot := range []**atelier.SlotStatus{&r.Modules[i].Current, &r.Modules[i].Candidate, &r.Modules[i].Staged} {
+		for _, slot := range []**atelier.SlotStatus{&r.Modules[i].Current, &r.Modules[i].Candidate, &r.Modules[i].Staged, &r.Modules[i].Trial} {
 			if *slot != nil {
 				short := **slot
+				if short.Shadow != nil {
+					counts := *short.Shadow
+					counts.Samples, short.Shadow = nil, &counts
+				}
 				short.Standing = atelier.Stand(short.State(), atelier.Because(short.Why().Reason(), "").WithRemedy(""))
 				*slot = &short
 			}

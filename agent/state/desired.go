@@ -107,7 +107,7 @@ func decodeDesired(payload []byte) (*atelier.DesiredState, error) {
 	if err := json.Unmarshal(payload, &d); err != nil {
 		return nil, atelier.Errorf(atelier.Invalid, "it is not the JSON of a desired state: %w", err)
 	}
-	if n := len(d.Modules) + len(d.Staged); n > maxModules {
+	if n := len(d.Modules) + len(d.Staged) + len(d.Trials); n > maxModules {
 		return &d, atelier.Errorf(atelier.TooLarge, "it has %d modules, at most %d are allowed", n, maxModules)
 	}
 	seen := map[string]bool{}
@@ -132,7 +132,27 @@ func decodeDesired(payload []byte) (*atelier.DesiredState, error) {
 		}
 		staged[m.Deployment] = true
 	}
-	return &d, nil
+	return &d, checkTrials(&d)
+}
+
+// checkTrials checks what runs beside other modules.
+func checkTrials(d *atelier.DesiredState) error {
+	seen := map[string]bool{}
+	for i := range d.Trials {
+		m := &d.Trials[i]
+		if err := checkModule(&m.Module); err != nil {
+			return fmt.Errorf("%s for %.80q: %w", m.Split.Kind, m.Name, err)
+		}
+		if err := m.Split.Check(); err != nil {
+			return fmt.Errorf("%.80q: %w", m.Name, err)
+		}
+		beside := slices.IndexFunc(d.Modules, func(other atelier.Module) bool { return other.Deployment == m.Deployment })
+		if beside < 0 || d.Modules[beside].Rollout == m.Rollout || seen[m.Deployment] {
+			return atelier.Errorf(atelier.Invalid, "the %s of deployment %s does not run beside one other module", m.Split.Kind, m.Deployment)
+		}
+		seen[m.Deployment] = true
+	}
+	return nil
 }
 
 // checkModule checks what a module says about paths, names and sizes.

@@ -28,6 +28,10 @@ type Record struct {
 	// Previous is the last that was current with another version of the model; its
 	// content stays so that going back is quick.
 	Previous *Slot `json:"previous,omitempty"`
+	// Trial is the rollout that runs beside Current, nil where there is none, and Split
+	// what of the requests it gets.
+	Trial *Slot         `json:"trial,omitempty"`
+	Split atelier.Split `json:"split,omitzero"`
 	// Leaving are rollouts that get no new requests and are to be stopped and
 	// removed when their last one is answered.
 	Leaving []*Slot `json:"leaving,omitempty"`
@@ -91,6 +95,11 @@ func decodeSlots(b []byte) (Slots, error) {
 		if r == nil {
 			return Slots{}, atelier.Errorf(atelier.Corrupt, "deployment %.80q has no record", deployment)
 		}
+		if r.Trial != nil {
+			if err := r.Split.Check(); err != nil {
+				return Slots{}, fmt.Errorf("deployment %s: %w", deployment, err)
+			}
+		}
 		for _, slot := range r.All() {
 			if slot == nil || slot.Module.Deployment != deployment {
 				return Slots{}, atelier.Errorf(atelier.Corrupt, "deployment %.80q has a slot that is not its own", deployment)
@@ -106,7 +115,7 @@ func decodeSlots(b []byte) (Slots, error) {
 // All returns every slot of r.
 func (r *Record) All() []*Slot {
 	var all []*Slot
-	for _, s := range []*Slot{r.Current, r.Candidate, r.Previous} {
+	for _, s := range []*Slot{r.Current, r.Candidate, r.Trial, r.Previous} {
 		if s != nil {
 			all = append(all, s)
 		}

@@ -26,6 +26,9 @@ type totals struct {
 	Buckets  []uint64          `json:"buckets"`
 	Seconds  float64           `json:"seconds"`
 	inFlight int64
+	// Fallbacks and Shadow are of versions that run beside another; see atelier.EndpointCounters.
+	Fallbacks uint64                `json:"fallbacks,omitempty"`
+	Shadow    *atelier.ShadowReport `json:"shadow,omitempty"` // without samples
 }
 
 func (t *totals) add(c *totals) {
@@ -43,6 +46,10 @@ func (t *totals) add(c *totals) {
 	}
 	t.Seconds += c.Seconds
 	t.inFlight += c.inFlight
+	t.Fallbacks += c.Fallbacks
+	if c.Shadow != nil {
+		t.Shadow = sumOf(t.Shadow, c.Shadow)
+	}
 }
 
 const (
@@ -131,7 +138,7 @@ func (c *endpointCounters) take(s *atelier.GatewayStatus) map[served]*totals {
 		e := &s.Counters[i]
 		b := liveBackend{
 			served{e.Endpoint, e.Deployment, e.Model, e.Version},
-			totals{Requests: e.Requests, Buckets: e.Buckets, Seconds: e.Seconds, inFlight: e.InFlight},
+			totals{Requests: e.Requests, Buckets: e.Buckets, Seconds: e.Seconds, inFlight: e.InFlight, Fallbacks: e.Fallbacks, Shadow: e.Shadow},
 		}
 		now[e.Endpoint+"/"+e.Rollout] = b
 		lines[b.served] = &totals{}
@@ -222,31 +229,37 @@ func endpointMetrics(m *metrics, started int64, sums map[served]*totals, names m
 	var latencies []otlp.HistogramPoint
 	for _, k := range keys {
 		t := sums[k]
-		deployment := cmp.Or(names[k.Deployment], k.Deployment)
-		labels := []string{"endpoint", k.Endpoint, "deployment", deployment, "model", k.Model, "version", strconv.Itoa(k.Version)}
+		labels := k.labels(names)
 		for _, class := range sortedKeys(t.Requests) {
 			requests = append(requests, point(float64(t.Requests[class]), append(labels, "code", class)...))
 		}
 		inFlight = append(inFlight, point(float64(t.inFlight), labels...))
-		if len(t.Buckets) == len(atelier.LatencyBounds)+1 {
-			count := uint64(0)
-			for _, n := range t.Buckets {
-				count += n
-			}
-			latencies = append(latencies, otlp.HistogramPoint{
-				Attributes: point(0, labels...).Attributes, Start: start, Time: m.now,
-				Count: count, Sum: t.Seconds, Counts: t.Buckets, Bounds: atelier.LatencyBounds,
-			})
-		}
+		latencies = appendHistogram(latencies, m.now, start, t.Buckets, t.Seconds, labels)
 	}
+	trialMetrics(m, start, keys, sums, names)
 	m.sum("atelier.endpoint.requests", "{request}", "Requests that the endpoint answered, by class of status.", start, requests...)
 	m.gauge("atelier.endpoint.requests.in_flight", "{request}", "Requests that are being answered.", inFlight...)
-	if len(latencies) > 0 {
-		m.list = append(m.list, otlp.Metric{
-			Name: "atelier.endpoint.latency", Unit: "s", Description: "Time that the gateway took to answer.",
-			Kind: otlp.Histogram, Temporality: otlp.Cumulative, Histograms: latencies,
-		})
+	m.histogram("atelier.endpoint.latency", "s", "Time that the gateway took to answer.", latencies...)
+}
+
+// labels are those of the line's metrics.
+func (k served) labels(names map[string]string) []string {
+	return []string{"endpoint", k.Endpoint, "deployment", cmp.Or(names[k.Deployment], k.Deployment), "model", k.Model, "version", strconv.Itoa(k.Version)}
+}
+
+// appendHistogram appends a point of a histogram, where something was counted.
+func appendHistogram(to []otlp.HistogramPoint, now, start uint64, buckets []uint64, seconds float64, labels []string) []otlp.HistogramPoint {
+	if len(buckets) != len(atelier.LatencyBounds)+1 {
+		return to
 	}
+	count := uint64(0)
+	for _, n := range buckets {
+		count += n
+	}
+	return append(to, otlp.HistogramPoint{
+		Attributes: point(0, labels...).Attributes, Start: start, Time: now,
+		Count: count, Sum: seconds, Counts: buckets, Bounds: atelier.LatencyBounds,
+	})
 }
 
 func sortedKeys(m map[string]uint64) []string {

@@ -158,6 +158,15 @@ func (m *metrics) sum(name, unit, help string, start uint64, points ...otlp.Poin
 	}, start, points)
 }
 
+// histogram adds a histogram, where it has points.
+func (m *metrics) histogram(name, unit, help string, points ...otlp.HistogramPoint) {
+	if len(points) > 0 {
+		m.list = append(m.list, otlp.Metric{
+			Name: name, Unit: unit, Description: help, Kind: otlp.Histogram, Temporality: otlp.Cumulative, Histograms: points,
+		})
+	}
+}
+
 func (m *metrics) add(metric otlp.Metric, start uint64, points []otlp.Point) {
 	if len(points) == 0 {
 		return

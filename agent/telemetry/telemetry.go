@@ -164,7 +164,7 @@ func moduleMetrics(m *metrics, modules []atelier.ModuleStatus) {
 		for _, slot := range []struct {
 			name   string
 			status *atelier.SlotStatus
-		}{{"current", modules[i].Current}, {"candidate", modules[i].Candidate}} {
+		}{{"current", modules[i].Current}, {"candidate", modules[i].Candidate}, {"trial", modules[i].Trial}} {
 			s := slot.status
 			if s == nil {
 				continue

@@ -176,7 +176,7 @@ func printStatus(w io.Writer, s agent.Status) {
 		for _, slot := range []struct {
 			name   string
 			status *atelier.SlotStatus
-		}{{"current", m.Current}, {"candidate", m.Candidate}, {"staged", m.Staged}} {
+		}{{"current", m.Current}, {"candidate", m.Candidate}, {"staged", m.Staged}, {"trial", m.Trial}} {
 			if t := slot.status; t != nil {
 				why := ""
 				if t.State() != atelier.Serving {

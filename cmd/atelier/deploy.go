@@ -23,6 +23,7 @@ type deployFlags struct {
 	prefetch, change, plan             bool // change is --switch
 	timeout                            time.Duration
 	collect                            collectFlags
+	trialFlags
 }
 
 func (a *app) deployCommand() *cobra.Command {
@@ -39,6 +40,10 @@ that is away gets it when it comes back (--no-wait returns at once).
 With --prefetch the devices only fetch the version, and go on with what they run; --switch then changes all of them within
 seconds. One that does not have all of it yet changes when it has. To deploy any version without either takes a prefetch back.
 
+With --canary or --shadow the version runs beside the one that serves. A canary answers a share of the requests, which another
+--canary changes at once, since both run; a shadow gets copies, and 'atelier endpoint shadow' tells what it answers otherwise.
+--promote makes it the version that serves, --rollback ends it. Without a version these are about the one that runs already.
+
 With --plan nothing is changed. It says, per device and in all, what would come over the wire and onto the disk, in which way and
 why, how long that takes at the device's rate, and which devices would not take it. The wire's bytes are those of content with its
 headers, as devices count what they receive; MQTT, TLS and the desired state add some 5 KB and 0.2%. The hub makes the differences
@@ -50,6 +55,8 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
   atelier deploy digits:2                      # the same devices get version 2; no request is dropped
   atelier deploy digits:3 --prefetch           # they fetch version 3, and go on with 2
   atelier deploy digits --switch               # and change to it
+  atelier deploy digits:5 --canary 10          # beside it, version 5 answers a tenth of the requests
+  atelier deploy digits --promote              # and takes its place
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
   atelier deploy digits --collect 0.05 --collect-mask inputs.name --collect-budget 100MB --collect-rate 1MB
   atelier deploy silero --device press-4 --name speech`,
@@ -68,6 +75,7 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
 	flags.StringVar(&f.memory, "memory", "", "memory that a module may use, such as 512MiB")
 	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
 	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
+	f.register(cmd)
 	flags.BoolVar(&f.plan, "plan", false, "say what would come to which device, and change nothing")
 	f.collect.register(flags)
 	flags.BoolVar(&f.noWait, "no-wait", false, "return as soon as the hub has it")
@@ -93,6 +101,9 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if f.change {
 		spec.Version = number // what is staged where it is empty
 	}
+	if err := f.put(&spec, number); err != nil {
+		return err
+	}
 	if spec.Selector, err = selector(ctx, cl, ws, f); err != nil {
 		return err
 	}
@@ -111,7 +122,7 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 			return wrong
 		}
 	}
-	fresh := atelier.CodeOf(err) == atelier.NotFound && !f.change
+	fresh := atelier.CodeOf(err) == atelier.NotFound && !f.change && !f.asked()
 	switch {
 	case fresh && spec.Selector == nil:
 		err = errUsage{fmt.Errorf("there is no deployment %q yet, and nothing says to which devices\n  Pass --to key=value, --device NAME or --all", name)}
@@ -130,8 +141,11 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 		return err
 	}
 	goal := serving(d)
-	if f.prefetch {
+	switch {
+	case f.prefetch:
 		goal = staging(d)
+	case d.Trial != nil && f.asked():
+		goal = trying(d)
 	}
 	a.say("Deployment %s wants %s", d.Name, goal.wants)
 	if f.noWait {
@@ -362,6 +376,9 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 	if d.Staged != nil {
 		about = append(about, []string{"Staged:", fmt.Sprintf("%s, %s", stagedVersion(d), readyLine(statuses))})
 	}
+	if d.Trial != nil {
+		about = append(about, []string{"Beside:", fmt.Sprintf("%s, %s", trialVersion(d), splitWords(d.Trial.Split))})
+	}
 	if d.Collect != nil {
 		about = append(about, []string{"Collected:", collected(d.Collect)})
 	}
@@ -391,6 +408,10 @@ func statusesTable(all []atelier.DeviceStatus) table {
 	if staged {
 		t.head = append(t.head, "STAGED")
 	}
+	tried := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Trial != nil })
+	if tried {
+		t.head = append(t.head, "BESIDE")
+	}
 	number := func(version int) string {
 		if version == 0 {
 			return "-"
@@ -401,6 +422,9 @@ func statusesTable(all []atelier.DeviceStatus) table {
 		cells := []string{s.DeviceName, string(s.State()), number(s.Version), number(s.Wanted), strconv.Itoa(s.Restarts), s.Address}
 		if staged {
 			cells = append(cells, stagedCell(s))
+		}
+		if tried {
+			cells = append(cells, trialCell(s.Trial))
 		}
 		t.add(cells...)
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -92,18 +94,26 @@ soon as the device has heard of it.`,
 			})
 		},
 	}
-	return group("endpoint", "See where models answer, and who may ask", list, show, keys, rotate, trace)
+	return group("endpoint", "See where models answer, and who may ask", list, show, keys, rotate, trace, a.endpointShadowCommand())
 }
 
 func endpointsTable(all ...client.Endpoint) table {
-	t := table{head: []string{"NAME", "DEVICE", "STATE", "ADDRESS"}}
+	t := table{head: []string{"NAME", "DEVICE", "STATE", "ADDRESS", "VERSION"}}
+	tried := slices.ContainsFunc(all, func(e client.Endpoint) bool { return e.Trial != nil })
+	if tried {
+		t.head = append(t.head, "BESIDE")
+	}
 	for _, e := range all {
 		for i, at := range e.Addresses {
 			name := e.Name
 			if i > 0 {
 				name = ""
 			}
-			t.add(name, at.Device, string(at.State), at.URL)
+			cells := []string{name, at.Device, string(at.State), at.URL, strconv.Itoa(at.Version)}
+			if tried && at.Trial != nil && e.Trial != nil {
+				cells = append(cells, fmt.Sprintf("%s; %s", trialCell(at.Trial), splitWords(e.Trial.Split)))
+			}
+			t.add(cells...)
 		}
 		if len(e.Addresses) == 0 {
 			t.add(e.Name, "no device")

@@ -30,6 +30,9 @@ type deploymentStatus struct {
 	// Staged is the version that devices prefetch, and Ready how many hold it.
 	Staged int `json:"staged,omitempty"`
 	Ready  int `json:"ready,omitempty"`
+	// Trial is the version that runs beside it, and Tried on how many.
+	Trial *atelier.Trial `json:"trial,omitempty"`
+	Tried int            `json:"tried,omitempty"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -89,6 +92,7 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 		if d.Staged != nil {
 			one.Model, one.Staged = firstOf(d.Model, d.Staged.Model), d.Staged.Version
 		}
+		one.Trial = d.Trial
 		for on, err := range cl.DeploymentDevices(ctx, ws, d.ID) {
 			if err != nil {
 				return s, err
@@ -99,6 +103,9 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 			}
 			if on.ReadyToSwitch() {
 				one.Ready++
+			}
+			if on.Trial != nil && on.Trial.State() == atelier.Serving {
+				one.Tried++
 			}
 		}
 		s.Deployments = append(s.Deployments, one)
@@ -119,6 +126,9 @@ func statusTable(s workspaceStatus) table {
 		}
 		if d.Staged > 0 {
 			text += fmt.Sprintf("; version %d ready to switch on %d", d.Staged, d.Ready)
+		}
+		if d.Trial != nil {
+			text += fmt.Sprintf("; beside it version %d on %d, %s", d.Trial.Version, d.Tried, splitWords(d.Trial.Split))
 		}
 		t.add("Deployment "+d.Name+":", text)
 	}

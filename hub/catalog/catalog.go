@@ -166,6 +166,9 @@ var (
 			if v.Staged != nil && v.Staged.VersionID != v.VersionID {
 				refs = append(refs, store.Ref{Rel: RelVersion, To: v.Staged.VersionID})
 			}
+			if t := v.Trial; t != nil && t.VersionID != v.VersionID && (v.Staged == nil || t.VersionID != v.Staged.VersionID) {
+				refs = append(refs, store.Ref{Rel: RelVersion, To: t.VersionID})
+			}
 			return refs
 		},
 	}
@@ -288,25 +291,62 @@ type DesiredState struct {
 	// first: what it may name as the base of a difference.
 	Earlier []atelier.Digest `json:"earlier,omitempty"`
 	// Staged are the modules that the device shall hold and not run yet.
-	Staged   []atelier.Module `json:"staged,omitempty"`
-	Key      string           `json:"key"`      // id of the key that signed Envelope
-	Envelope []byte           `json:"envelope"` // DSSE; exactly these bytes are sent each time
+	Staged []atelier.Module `json:"staged,omitempty"`
+	// Trials are the modules that the device shall run beside others of Modules.
+	Trials   []atelier.TrialModule `json:"trials,omitempty"`
+	Key      string                `json:"key"`      // id of the key that signed Envelope
+	Envelope []byte                `json:"envelope"` // DSSE; exactly these bytes are sent each time
 	// Unmet lists deployments that select the device and that it cannot run.
 	Unmet []Unmet `json:"unmet,omitempty"`
 }
 
 // All returns the modules that the device shall run, then those that it shall hold.
 func (s *DesiredState) All() []atelier.Module {
-	return append(slices.Clone(s.Modules), s.Staged...)
+	return append(s.Running(), s.Staged...)
 }
 
-// Unmet is a deployment that a device cannot run, or whose staged version it cannot
-// hold, and why.
+// Running returns the modules that the device shall run, those beside others last.
+func (s *DesiredState) Running() []atelier.Module {
+	all := slices.Clone(s.Modules)
+	for i := range s.Trials {
+		all = append(all, s.Trials[i].Module)
+	}
+	return all
+}
+
+// Part is a part of what a deployment wants of a device.
+type Part string
+
+// The parts.
+const (
+	Served Part = ""       // the version that serves
+	Held   Part = "staged" // the one that is prefetched
+	Tried  Part = "trial"  // the one that runs beside the first
+)
+
+// Unmet is a deployment of which a device cannot do a part, and why.
 type Unmet struct {
 	Deployment string      `json:"deployment"` // id
 	Name       string      `json:"name"`
-	Staged     bool        `json:"staged,omitempty"`
+	Staged     bool        `json:"staged,omitempty"` // the part is Held
+	Trial      bool        `json:"trial,omitempty"`  // the part is Tried
 	Why        atelier.Why `json:"why"`
+}
+
+// NewUnmet says that a device cannot do a part of a deployment.
+func NewUnmet(deployment, name string, part Part, why atelier.Why) Unmet {
+	return Unmet{Deployment: deployment, Name: name, Staged: part == Held, Trial: part == Tried, Why: why}
+}
+
+// Part returns the part that the device cannot do.
+func (u *Unmet) Part() Part {
+	switch {
+	case u.Staged:
+		return Held
+	case u.Trial:
+		return Tried
+	}
+	return Served
 }
 
 // ReportedState is what a device said last.

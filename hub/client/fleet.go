@@ -130,6 +130,19 @@ type DeploymentSpec struct {
 	Collect     *atelier.Collection `json:"collect,omitempty"`
 	Prefetch    bool                `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
 	Switch      bool                `json:"switch,omitempty"`   // the devices run what they prefetched
+	Trial       *TrialSpec          `json:"trial,omitempty"`    // the devices run the version beside the one that serves
+	Promote     bool                `json:"promote,omitempty"`  // what runs beside it takes its place
+	Rollback    bool                `json:"rollback,omitempty"` // what runs beside it ends
+}
+
+// TrialSpec is what a version gets that runs beside the one that serves; nil leaves a
+// field as it is. See atelier.Split.
+type TrialSpec struct {
+	Kind      atelier.TrialKind  `json:"kind"`
+	Weight    *float64           `json:"weight,omitempty"`
+	Sticky    *string            `json:"sticky,omitempty"`
+	Sample    *float64           `json:"sample,omitempty"`
+	Tolerance *atelier.Tolerance `json:"tolerance,omitempty"`
 }
 
 // Deployments lists the workspace's deployments.
@@ -178,7 +191,11 @@ func (c *Client) DeploymentDevices(ctx context.Context, ws, deployment string) i
 // Endpoint is an endpoint with the addresses on which devices answer it.
 type Endpoint struct {
 	atelier.Endpoint
-	Addresses []Address `json:"addresses"`
+	// Model and Version are what the deployment wants to serve, Trial what beside it.
+	Model     string         `json:"model,omitempty"`
+	Version   int            `json:"version,omitempty"`
+	Trial     *atelier.Trial `json:"trial,omitempty"`
+	Addresses []Address      `json:"addresses"`
 }
 
 // Address is where one device answers an endpoint.
@@ -186,6 +203,9 @@ type Address struct {
 	Device string              `json:"device"`
 	URL    string              `json:"url"`
 	State  atelier.ModuleState `json:"state"`
+	// Version is the one that serves there, and Trial tells of the one that runs beside it.
+	Version int                 `json:"version,omitempty"`
+	Trial   *atelier.SlotStatus `json:"trial,omitempty"`
 }
 
 // Endpoints lists the workspace's endpoints.

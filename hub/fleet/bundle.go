@@ -170,8 +170,7 @@ func bundleOf(tx store.Tx, workspace string, spec BundleSpec, devices []atelier.
 		layer := bundle.State(state.Envelope)
 		p.states = append(p.states, layer)
 		c.Devices = append(c.Devices, bundle.Device{ID: d.ID, Name: d.Name, Position: state.Position, State: layer.Digest})
-		for m := range state.Modules {
-			module := &state.Modules[m]
+		for _, module := range state.Running() {
 			for _, file := range module.Content() {
 				if !listed[file.Digest] {
 					listed[file.Digest] = true
@@ -365,17 +364,19 @@ func versionOf(tx store.Tx, workspace, ref string) (v atelier.Version, err error
 func holds(before, desired []atelier.Module, reported []atelier.ModuleStatus) []atelier.Module {
 	var now []atelier.Module
 	for _, m := range reported {
-		c := m.Current
-		if c == nil || c.State() != atelier.Serving && c.State() != atelier.Standby {
-			if i := slices.IndexFunc(before, func(b atelier.Module) bool { return c != nil && b.Rollout == c.Rollout }); i >= 0 {
-				now = append(now, before[i]) // it ran once: its content is there
+		for _, c := range []*atelier.SlotStatus{m.Current, m.Trial} {
+			if c == nil {
+				continue
 			}
-			continue
-		}
-		for _, known := range [][]atelier.Module{desired, before} {
-			if i := slices.IndexFunc(known, func(k atelier.Module) bool { return k.Rollout == c.Rollout }); i >= 0 {
-				now = append(now, known[i])
-				break
+			lists := [][]atelier.Module{desired, before}
+			if c.State() != atelier.Serving && c.State() != atelier.Standby {
+				lists = lists[1:] // where it ran once, its content is there
+			}
+			for _, known := range lists {
+				if i := slices.IndexFunc(known, func(k atelier.Module) bool { return k.Rollout == c.Rollout }); i >= 0 {
+					now = append(now, known[i])
+					break
+				}
 			}
 		}
 	}

@@ -34,6 +34,12 @@ type DeploymentSpec struct {
 	// Switch lets the devices run what is staged. A version or model that is given
 	// with it must be the staged one.
 	Switch bool
+	// Trial lets the devices run the version beside the one that serves, or changes what the
+	// one that does gets.
+	Trial *TrialSpec
+	// Promote makes the version that runs beside the one that serves the one that does,
+	// Rollback ends it.
+	Promote, Rollback bool
 }
 
 // Latest stands for the newest version that is not archived.
@@ -93,6 +99,9 @@ func complete(spec DeploymentSpec) (DeploymentSpec, error) {
 	if spec.Switch {
 		return spec, errNothingStaged(*spec.Name, *spec.Model)
 	}
+	if spec.tries() {
+		return spec, errNothingServes(*spec.Name, *spec.Model)
+	}
 	return spec, nil
 }
 
@@ -113,10 +122,8 @@ func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, rev
 		if d, err = f.revise(tx, workspace, old, spec, rollout); err != nil {
 			return err
 		}
-		if d.Rollout != old.Rollout {
-			if err := f.newRollout(tx, workspace, &d, d.Rollout, access.PrincipalFrom(ctx).Actor()); err != nil {
-				return err
-			}
+		if err := f.newRollouts(tx, workspace, &old, &d, access.PrincipalFrom(ctx).Actor()); err != nil {
+			return err
 		}
 		if d, err = catalog.Deployments.Update(tx, workspace, d); err != nil {
 			return taken(err, "deployment", d.Name, "name")
@@ -145,10 +152,19 @@ func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, sp
 			return d, err
 		}
 	}
-	if spec.Switch {
-		if spec, err = switched(&old, spec); err != nil {
+	if spec.tries() {
+		if err := checkTrying(spec); err != nil {
 			return d, err
 		}
+	}
+	switch {
+	case spec.Switch:
+		spec, err = switched(&old, spec)
+	case spec.Promote:
+		spec, err = promoted(&old, spec)
+	}
+	if err != nil {
+		return d, err
 	}
 	if d, err = f.apply(tx, workspace, old, spec); err != nil {
 		return d, err
@@ -157,6 +173,14 @@ func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, sp
 		d.Rollout = rollout
 		if s := old.Staged; s != nil && s.VersionID == d.VersionID {
 			d.Rollout = s.Rollout // the devices have it under this one
+		}
+		if t := old.Trial; t != nil && t.VersionID == d.VersionID && onlyVersion(&old, &d) {
+			d.Rollout = t.Rollout // it runs under this one
+		}
+		if d.Trial != nil { // what it runs in has changed with the other
+			renewed := *d.Trial
+			renewed.Rollout = atelier.NewID()
+			d.Trial = &renewed
 		}
 	}
 	return d, nil
@@ -215,6 +239,19 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 			return d, c.Check()
 		}
 	}
+	if spec.Rollback {
+		if d.Trial == nil {
+			return d, errNoTrial(&d)
+		}
+		d.Trial = nil
+		return d, checkCollected(tx, workspace, &d)
+	}
+	if spec.Trial != nil {
+		if err := f.try(tx, workspace, &d, spec); err != nil {
+			return d, err
+		}
+		return d, checkCollected(tx, workspace, &d)
+	}
 	if spec.Model == nil && spec.Version == nil {
 		return d, checkCollected(tx, workspace, &d)
 	}
@@ -234,7 +271,7 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	if spec.Prefetch {
 		return d, f.stage(&d, v)
 	}
-	d.Model, d.Version, d.VersionID, d.Staged = v.Model, v.Number, v.ID, nil
+	d.Model, d.Version, d.VersionID, d.Staged, d.Trial = v.Model, v.Number, v.ID, nil, nil
 	return d, nil
 }
 
@@ -377,11 +414,33 @@ func sameContent(a, b *atelier.Deployment) bool {
 
 // newRollout records what the deployment asks for from now on.
 func (f *Fleet) newRollout(tx store.Tx, workspace string, d *atelier.Deployment, id, by string) error {
-	v, err := catalog.Versions.Get(tx, workspace, d.VersionID)
+	d.Rollout = id
+	return f.recordRollout(tx, workspace, d, d.VersionID, id, by)
+}
+
+// newRollouts records the rollouts that a change of old to d begins.
+func (f *Fleet) newRollouts(tx store.Tx, workspace string, old, d *atelier.Deployment, by string) error {
+	known := map[string]bool{old.Rollout: true}
+	if old.Trial != nil {
+		known[old.Trial.Rollout] = true
+	}
+	if !known[d.Rollout] {
+		if err := f.newRollout(tx, workspace, d, d.Rollout, by); err != nil {
+			return err
+		}
+	}
+	if d.Trial == nil || known[d.Trial.Rollout] {
+		return nil
+	}
+	return f.recordRollout(tx, workspace, d, d.Trial.VersionID, d.Trial.Rollout, by)
+}
+
+// recordRollout writes down what a rollout of the deployment runs.
+func (f *Fleet) recordRollout(tx store.Tx, workspace string, d *atelier.Deployment, version, id, by string) error {
+	v, err := catalog.Versions.Get(tx, workspace, version)
 	if err != nil {
 		return err
 	}
-	d.Rollout = id
 	_, err = catalog.Rollouts.Insert(tx, workspace, "", atelier.Rollout{
 		Meta: atelier.Meta{ID: id}, Deployment: d.ID, DeploymentName: d.Name, Endpoint: d.Endpoint,
 		Model: v.Model, Version: v.Number, VersionID: v.ID, Digest: v.Digest, Package: v.Digest, By: by,

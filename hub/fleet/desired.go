@@ -83,32 +83,43 @@ func (f *Fleet) next(p *plan, d *atelier.Device, workspace string, old catalog.D
 	// Each that does not fit beside those that were there before it gives way;
 	// the others run.
 	kept := wanted{unmet: all.unmet}
-	take := func(modules []atelier.Module, staged bool) error {
-		for _, m := range modules {
-			with := kept
-			if staged {
-				with.staged = append(with.staged, m)
-			} else {
-				with.modules = append(with.modules, m)
-			}
-			_, err := state(with)
-			switch atelier.CodeOf(err) {
-			case "":
-				kept = with
-			case atelier.TooLarge:
-				kept.unmet = append(kept.unmet, catalog.Unmet{Deployment: m.Deployment, Name: m.Name, Staged: staged, Why: atelier.Because(atelier.ReasonStateTooLarge,
-					fmt.Sprintf("Deployment %s brings %d files; with it, %v.", m.Name, len(m.Content()), err))})
-			default:
-				return err
-			}
+	take := func(part catalog.Part, m *atelier.Module, with wanted) error {
+		_, err := state(with)
+		switch atelier.CodeOf(err) {
+		case "":
+			kept = with
+			return nil
+		case atelier.TooLarge:
+			kept.unmet = append(kept.unmet, catalog.NewUnmet(m.Deployment, m.Name, part, atelier.Because(atelier.ReasonStateTooLarge,
+				fmt.Sprintf("Deployment %s brings %d files; with it, %v.", m.Name, len(m.Content()), err))))
+			return nil
 		}
-		return nil
+		return err
 	}
-	if err := take(all.modules, false); err != nil {
-		return nil, err
+	for i := range all.modules {
+		with := kept
+		with.modules = append(with.modules, all.modules[i])
+		if err := take(catalog.Served, &all.modules[i], with); err != nil {
+			return nil, err
+		}
 	}
-	if err := take(all.staged, true); err != nil {
-		return nil, err
+	for i := range all.trials {
+		t := &all.trials[i]
+		if !slices.ContainsFunc(kept.modules, func(m atelier.Module) bool { return m.Deployment == t.Deployment }) {
+			continue // what it would run beside gave way itself
+		}
+		with := kept
+		with.trials = append(with.trials, *t)
+		if err := take(catalog.Tried, &t.Module, with); err != nil {
+			return nil, err
+		}
+	}
+	for i := range all.staged {
+		with := kept
+		with.staged = append(with.staged, all.staged[i])
+		if err := take(catalog.Held, &all.staged[i], with); err != nil {
+			return nil, err
+		}
 	}
 	return state(kept)
 }
@@ -121,8 +132,8 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 		return nil, err
 	}
 	next := old
-	next.Earlier = earlier(old, slices.Concat(w.modules, w.staged))
-	next.Content, next.Modules, next.Staged, next.Unmet, next.Key = digest, w.modules, w.staged, w.unmet, signer.Public().ID()
+	next.Content, next.Modules, next.Staged, next.Trials, next.Unmet, next.Key = digest, w.modules, w.staged, w.trials, w.unmet, signer.Public().ID()
+	next.Earlier = earlier(old, next.All())
 	f.resolver.mu.Lock()
 	floor := f.resolver.overtake[d.ID]
 	f.resolver.mu.Unlock()
@@ -139,7 +150,7 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 	}
 	payload, err := json.Marshal(atelier.DesiredState{
 		Workspace: workspace, Device: d.ID, Epoch: next.Position.Epoch, Generation: next.Position.Generation,
-		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: w.modules, Staged: w.staged,
+		Issued: f.clock.Now().UTC().Truncate(time.Millisecond), Modules: w.modules, Staged: w.staged, Trials: w.trials,
 	})
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Internal, "encode a desired state: %w", err)
@@ -153,13 +164,18 @@ func (f *Fleet) state(d *atelier.Device, workspace string, old catalog.DesiredSt
 }
 
 // digestOf returns the digest of what a device is told: that of the modules alone
-// where nothing is staged, as it always was.
+// where nothing is staged and nothing runs beside them, as it always was.
 func digestOf(w wanted) (atelier.Digest, error) {
 	body, err := json.Marshal(w.modules)
 	if err == nil && len(w.staged) > 0 {
 		var staged []byte
 		staged, err = json.Marshal(w.staged)
 		body = append(body, staged...)
+	}
+	if err == nil && len(w.trials) > 0 {
+		var trials []byte
+		trials, err = json.Marshal(w.trials)
+		body = append(append(body, "trials"...), trials...)
 	}
 	if err != nil {
 		return "", atelier.Errorf(atelier.Internal, "encode modules: %w", err)

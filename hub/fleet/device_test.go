@@ -93,7 +93,7 @@ func newDevice(h *hub, e wire.Enrolment, key *ecdsa.PrivateKey) *device {
 		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key},
 		facts: atelier.Facts{
 			OS: "linux", Arch: "amd64", Targets: []string{"process"}, Gateway: "127.0.0.1:8600",
-			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeatureStage},
+			Runtimes: []atelier.RuntimeSupport{{Name: atelier.RuntimeONNX, OK: true}}, Features: []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeatureStage, atelier.FeatureTrial},
 		},
 		failed: map[string]error{}, offers: map[atelier.Digest][]byte{}, came: map[atelier.Digest]transfer.Arrival{},
 	}
@@ -355,6 +355,9 @@ func (d *device) act(ctx context.Context, s atelier.DesiredState) {
 	}
 	for _, m := range s.Staged {
 		modules = d.hold(ctx, m, modules)
+	}
+	for i := range s.Trials {
+		modules = d.try(ctx, &s.Trials[i], modules)
 	}
 	d.mu.Lock()
 	newest := d.saved.Position() == s.Position()

@@ -36,12 +36,19 @@ type Address struct {
 	Device string              `json:"device"` // name
 	URL    string              `json:"url"`
 	State  atelier.ModuleState `json:"state"`
+	// Version is the one that serves, and Trial tells of the one that runs beside it.
+	Version int                 `json:"version,omitempty"`
+	Trial   *atelier.SlotStatus `json:"trial,omitempty"`
 }
 
 // Endpoint is an endpoint with the addresses on which devices answer it.
 type Endpoint struct {
 	atelier.Endpoint
-	Addresses []Address `json:"addresses"`
+	// Model and Version are what the deployment wants to serve, Trial what beside it.
+	Model     string         `json:"model,omitempty"`
+	Version   int            `json:"version,omitempty"`
+	Trial     *atelier.Trial `json:"trial,omitempty"`
+	Addresses []Address      `json:"addresses"`
 }
 
 // Endpoint returns the endpoint that ref, a name or an id, names.
@@ -84,10 +91,11 @@ func withAddresses(tx store.Tx, workspace string, e atelier.Endpoint, now time.T
 	if err != nil {
 		return out, err
 	}
+	out.Model, out.Version, out.Trial = d.Model, d.Version, d.Trial
 	statuses, _, err := statusesIn(tx, workspace, d, "", maxAddresses, now)
 	for _, s := range statuses {
 		if s.Address != "" {
-			out.Addresses = append(out.Addresses, Address{Device: s.DeviceName, URL: s.Address, State: s.State()})
+			out.Addresses = append(out.Addresses, Address{Device: s.DeviceName, URL: s.Address, State: s.State(), Version: s.Version, Trial: s.Trial})
 		}
 	}
 	return out, err

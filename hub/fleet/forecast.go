@@ -262,8 +262,9 @@ func (h *stock) place(o *outlook, known map[string]*atelier.Module) {
 			h.current[file.Digest] = true
 		}
 	}
-	for i := range o.next.Modules {
-		m := &o.next.Modules[i]
+	running := o.next.Running()
+	for i := range running {
+		m := &running[i]
 		if p := at(m.Deployment); p.Current == nil || p.Current.Rollout != m.Rollout {
 			add(p, m)
 		}

@@ -59,6 +59,9 @@ func (f *Fleet) planOnce(ctx context.Context, workspace string, spec DeploymentS
 	if spec.Prefetch {
 		result.Model, result.Version = d.Staged.Model, d.Staged.Version
 	}
+	if spec.Trial != nil {
+		result.Version = d.Trial.Version
+	}
 	for after, first := "", true; first || after != ""; first = false {
 		var page []outlook
 		if page, after, err = d.page(ctx, after); err != nil {
@@ -85,7 +88,7 @@ type draft struct {
 	policy    *atelier.TransferPolicy // the workspace's
 	plan      plan
 	atelier.Deployment
-	prefetch bool
+	part catalog.Part // that the plan is about
 }
 
 // load makes the draft, and reports whether the deployment is new.
@@ -94,7 +97,12 @@ func (d *draft) load(tx store.Tx, spec DeploymentSpec) (fresh bool, err error) {
 		return false, atelier.Errorf(atelier.Invalid, "nothing says which deployment is meant").WithField("name").
 			WithRemedy("Give the name of the one to change, or to make.")
 	}
-	d.prefetch = spec.Prefetch
+	switch {
+	case spec.Prefetch:
+		d.part = catalog.Held
+	case spec.Trial != nil:
+		d.part = catalog.Tried
+	}
 	old, err := catalog.Deployments.Resolve(tx, d.workspace, "", *spec.Name)
 	switch {
 	case isNotFound(err):
@@ -218,7 +226,7 @@ func (d *draft) total(p *atelier.DeploymentPlan) {
 // why there is none of those that the plan is about.
 func (o *outlook) wanted() (run, hold []*atelier.Module, why *atelier.Why) {
 	for i := range o.next.Unmet {
-		if u := &o.next.Unmet[i]; u.Deployment == o.ID && u.Staged == o.prefetch {
+		if u := &o.next.Unmet[i]; u.Deployment == o.ID && (u.Part() == o.part || o.part == catalog.Tried && u.Part() == catalog.Served) {
 			why = &u.Why
 		}
 	}
@@ -230,7 +238,7 @@ func (o *outlook) wanted() (run, hold []*atelier.Module, why *atelier.Why) {
 		}
 		return modules
 	}
-	return of(o.next.Modules), of(o.next.Staged), why
+	return of(o.next.Running()), of(o.next.Staged), why
 }
 
 // settled reports whether the device says that it runs and holds these.
@@ -238,17 +246,18 @@ func (o *outlook) settled(run, hold []*atelier.Module) bool {
 	if o.reported.State == nil {
 		return false
 	}
-	all := func(modules []*atelier.Module, state atelier.ModuleState, slot func(*atelier.ModuleStatus) *atelier.SlotStatus) bool {
+	all := func(modules []*atelier.Module, state atelier.ModuleState, slots func(*atelier.ModuleStatus) []*atelier.SlotStatus) bool {
 		for _, m := range modules {
 			if !slices.ContainsFunc(o.reported.State.Modules, func(s atelier.ModuleStatus) bool {
-				is := slot(&s)
-				return is != nil && is.Rollout == m.Rollout && is.State() == state
+				return slices.ContainsFunc(slots(&s), func(is *atelier.SlotStatus) bool {
+					return is != nil && is.Rollout == m.Rollout && is.State() == state
+				})
 			}) {
 				return false
 			}
 		}
 		return true
 	}
-	return all(run, atelier.Serving, func(s *atelier.ModuleStatus) *atelier.SlotStatus { return s.Current }) &&
-		all(hold, atelier.StagedState, func(s *atelier.ModuleStatus) *atelier.SlotStatus { return s.Staged })
+	return all(run, atelier.Serving, func(s *atelier.ModuleStatus) []*atelier.SlotStatus { return []*atelier.SlotStatus{s.Current, s.Trial} }) &&
+		all(hold, atelier.StagedState, func(s *atelier.ModuleStatus) []*atelier.SlotStatus { return []*atelier.SlotStatus{s.Staged} })
 }

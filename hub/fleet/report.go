@@ -67,7 +67,7 @@ func (f *Fleet) storeReport(tx store.Tx, p *peer, stored catalog.ReportedState, 
 		if err != nil && !isNotFound(err) {
 			return err
 		}
-		stored.Holds = holds(stored.Holds, desired.Modules, r.Modules)
+		stored.Holds = holds(stored.Holds, desired.Running(), r.Modules)
 		if _, err := catalog.ReportedStates.Update(tx, p.workspace, stored); err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func sameModules(a, b []atelier.ModuleStatus) bool {
 		return x.Rollout == y.Rollout && x.State() == y.State() && x.Why().Reason() == y.Why().Reason() && x.Restarts == y.Restarts
 	}
 	return slices.EqualFunc(a, b, func(x, y atelier.ModuleStatus) bool {
-		return x.Deployment == y.Deployment && slot(x.Current, y.Current) && slot(x.Candidate, y.Candidate) && slot(x.Staged, y.Staged)
+		return x.Deployment == y.Deployment && slot(x.Current, y.Current) && slot(x.Candidate, y.Candidate) && slot(x.Staged, y.Staged) && slot(x.Trial, y.Trial)
 	})
 }
 

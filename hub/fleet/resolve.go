@@ -26,6 +26,7 @@ type planned struct {
 	atelier.Deployment
 	version  atelier.Version
 	staged   *atelier.Version // nil where nothing is staged
+	trial    *atelier.Version // nil where nothing runs beside it
 	endpoint atelier.Endpoint
 }
 
@@ -71,6 +72,13 @@ func loadPlanned(tx store.Tx, workspace string, d atelier.Deployment) (one plann
 			return one, err
 		}
 	}
+	if d.Trial != nil {
+		v, err := catalog.Versions.Get(tx, workspace, d.Trial.VersionID)
+		if err != nil {
+			return one, err
+		}
+		one.trial = &v
+	}
 	if d.Staged == nil {
 		return one, nil
 	}
@@ -99,6 +107,7 @@ func (p *plan) put(tx store.Tx, workspace string, d atelier.Deployment) error {
 // wanted is what a device shall run and hold, and what of it it cannot.
 type wanted struct {
 	modules []atelier.Module
+	trials  []atelier.TrialModule // each beside one of modules
 	staged  []atelier.Module
 	unmet   []catalog.Unmet
 }
@@ -114,20 +123,32 @@ func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (w wanted) {
 		}
 		if dep.VersionID != "" {
 			if m, why := p.module(dep, d, held); why != nil {
-				w.unmet = append(w.unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Why: *why})
+				w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Served, *why))
 			} else {
 				w.modules = append(w.modules, m)
+				if dep.trial != nil {
+					p.addTrial(&w, dep, d, held)
+				}
 			}
 		}
 		if dep.staged != nil {
 			if m, why := p.stage(dep.next(), d, held); why != nil {
-				w.unmet = append(w.unmet, catalog.Unmet{Deployment: dep.ID, Name: dep.Name, Staged: true, Why: *why})
+				w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Held, *why))
 			} else {
 				w.staged = append(w.staged, m)
 			}
 		}
 	}
 	return w
+}
+
+// addTrial adds what shall run beside the module of a deployment.
+func (p *plan) addTrial(w *wanted, dep *planned, d *atelier.Device, held []atelier.Module) {
+	if t, why := p.try(dep, d, held); why != nil {
+		w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Tried, *why))
+	} else {
+		w.trials = append(w.trials, t)
+	}
 }
 
 // stage resolves what a device shall hold of a deployment.

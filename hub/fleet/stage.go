@@ -14,6 +14,10 @@ func (f *Fleet) stage(d *atelier.Deployment, v atelier.Version) error {
 		return atelier.Errorf(atelier.Conflict, "deployment %q runs version %d of %s already", d.Name, v.Number, v.Model).WithField("version").
 			WithRemedy("Choose another version to prefetch. 'atelier deploy %s:%d --name %s' takes a prefetch back.", v.Model, v.Number, d.Name)
 	}
+	if t := d.Trial; t != nil && t.VersionID == v.ID {
+		return atelier.Errorf(atelier.Conflict, "version %d of %s runs in deployment %q already, beside the one that serves", v.Number, v.Model, d.Name).WithField("version").
+			WithRemedy("Its content is there; 'atelier deploy %s --name %s --promote' makes it the one that serves.", v.Model, d.Name)
+	}
 	if d.Staged != nil && d.Staged.VersionID == v.ID {
 		return nil
 	}

@@ -45,13 +45,13 @@ func statusesIn(tx store.Tx, workspace string, dep atelier.Deployment, after str
 // deployment returns the state of a deployment on the device.
 func (p *picture) deployment(dep *atelier.Deployment) atelier.DeviceStatus {
 	s := p.running(dep)
-	s.Staged = p.staged(dep)
+	s.Staged, s.Trial = p.staged(dep), p.trial(dep)
 	return s
 }
 
 // running returns how far the device is with what it shall run.
 func (p *picture) running(dep *atelier.Deployment) atelier.DeviceStatus {
-	if standing, unmet := p.unmet(dep.ID, false); unmet {
+	if standing, unmet := p.unmet(dep.ID, catalog.Served); unmet {
 		s := p.bare(dep.Version)
 		s.Standing = standing
 		return s
@@ -74,11 +74,10 @@ func (p *picture) running(dep *atelier.Deployment) atelier.DeviceStatus {
 
 var workingOut = atelier.Because(atelier.ReasonWaiting, "The hub is working out what the device shall run.")
 
-// unmet returns the standing of a deployment that the device cannot run or, where
-// staged is set, cannot hold.
-func (p *picture) unmet(deployment string, staged bool) (_ atelier.Standing, unmet bool) {
+// unmet returns the standing of a part of a deployment that the device cannot do.
+func (p *picture) unmet(deployment string, part catalog.Part) (_ atelier.Standing, unmet bool) {
 	for _, u := range p.desired.Unmet {
-		if u.Deployment != deployment || u.Staged != staged {
+		if u.Deployment != deployment || u.Part() != part {
 			continue
 		}
 		if u.Why.Reason() == atelier.ReasonNeverConnected {
@@ -96,7 +95,7 @@ func (p *picture) staged(dep *atelier.Deployment) *atelier.SlotStatus {
 		return nil
 	}
 	s := &atelier.SlotStatus{Rollout: dep.Staged.Rollout, Model: dep.Staged.Model, Version: dep.Staged.Version, Since: dep.Staged.Since}
-	if standing, unmet := p.unmet(dep.ID, true); unmet {
+	if standing, unmet := p.unmet(dep.ID, catalog.Held); unmet {
 		s.Standing = standing
 		return s
 	}
@@ -113,6 +112,11 @@ func (p *picture) staged(dep *atelier.Deployment) *atelier.SlotStatus {
 
 // held returns how far the device is with a module that it shall hold.
 func (p *picture) held(m *atelier.Module) *atelier.SlotStatus {
+	return p.told(m, func(s *atelier.ModuleStatus) *atelier.SlotStatus { return s.Staged })
+}
+
+// told returns how far the device is with a module, by a slot of what it reports.
+func (p *picture) told(m *atelier.Module, slot func(*atelier.ModuleStatus) *atelier.SlotStatus) *atelier.SlotStatus {
 	s := &atelier.SlotStatus{Rollout: m.Rollout, Model: m.Model.Name, Version: m.Model.Version, Digest: m.Model.Digest}
 	for _, file := range m.Content() {
 		s.Size += file.Size
@@ -121,8 +125,8 @@ func (p *picture) held(m *atelier.Module) *atelier.SlotStatus {
 		return s
 	}
 	for _, reported := range p.reported.State.Modules {
-		if reported.Staged != nil && reported.Staged.Rollout == m.Rollout {
-			told := *reported.Staged
+		if is := slot(&reported); is != nil && is.Rollout == m.Rollout {
+			told := *is
 			told.Standing = p.withWindow(told.Standing)
 			return &told
 		}

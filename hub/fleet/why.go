@@ -93,10 +93,7 @@ func (p *picture) findings(now time.Time) []Finding {
 		add("desired state", p.behindWhy())
 	}
 	for _, u := range p.desired.Unmet {
-		subject := "deployment "
-		if u.Staged {
-			subject = "prefetch for "
-		}
+		subject := map[catalog.Part]string{catalog.Served: "deployment ", catalog.Held: "prefetch for ", catalog.Tried: "trial in "}[u.Part()]
 		add(subject+u.Name, u.Why)
 	}
 	for i := range p.desired.Modules {
@@ -109,6 +106,12 @@ func (p *picture) findings(now time.Time) []Finding {
 		m := &p.desired.Staged[i]
 		if s := p.held(m); s.State() != atelier.StagedState {
 			add("prefetch for "+m.Name, s.Why())
+		}
+	}
+	for i := range p.desired.Trials {
+		m := &p.desired.Trials[i]
+		if s := p.beside(&m.Module); s.State() != atelier.Serving || s.Why().Reason() != atelier.ReasonAsDesired {
+			add(string(m.Split.Kind)+" in "+m.Name, trialWhy(m, s))
 		}
 	}
 	if s := p.reported.State; s != nil {

@@ -60,6 +60,33 @@ type DeploymentFields struct {
 	Prefetch    bool                `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
 }
 
+// TrialFields are what a version gets that runs beside the one that serves; exported for the OpenAPI document.
+type TrialFields struct {
+	Kind      atelier.TrialKind  `json:"kind" enum:"canary,shadow" doc:"A canary answers a share of the requests; a shadow gets copies, and its answers are compared"`
+	Weight    *float64           `json:"weight,omitempty" minimum:"0" maximum:"100" doc:"Percent of the requests that a canary answers"`
+	Sticky    *string            `json:"sticky,omitempty" maxLength:"100" doc:"key, or header:NAME: the same version answers requests with the same key, or value of the field"`
+	Sample    *float64           `json:"sample,omitempty" maximum:"1" doc:"Share of the requests of which a shadow gets copies, over 0 to 1; 1 without it"`
+	Tolerance *atelier.Tolerance `json:"tolerance,omitempty" doc:"How far a shadow's numbers may be from those that were given"`
+}
+
+func (t *TrialFields) spec() *fleet.TrialSpec {
+	if t == nil {
+		return nil
+	}
+	return &fleet.TrialSpec{Kind: t.Kind, Weight: t.Weight, Sticky: t.Sticky, Sample: t.Sample, Tolerance: t.Tolerance}
+}
+
+// TrialChange is what a change of a deployment says of the version beside the one that serves; exported for the OpenAPI document.
+type TrialChange struct {
+	Trial    *TrialFields `json:"trial,omitempty" doc:"Let the devices run the version beside the one that serves, or change what the one that does gets"`
+	Promote  bool         `json:"promote,omitempty" doc:"Make the version that runs beside the one that serves the one that does"`
+	Rollback bool         `json:"rollback,omitempty" doc:"End the version that runs beside the one that serves"`
+}
+
+func (c *TrialChange) set(s *fleet.DeploymentSpec) {
+	s.Trial, s.Promote, s.Rollback = c.Trial.spec(), c.Promote, c.Rollback
+}
+
 type newDeployment struct {
 	Name     string           `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
 	Model    string           `json:"model" maxLength:"63" doc:"Name or id of the model"`
@@ -72,6 +99,7 @@ type deploymentChange struct {
 	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
 	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
 	Switch   bool              `json:"switch,omitempty" doc:"Let the devices run the version that they prefetched"`
+	TrialChange
 	DeploymentFields
 }
 
@@ -89,6 +117,7 @@ type planRequest struct {
 	Model    *string           `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model"`
 	Selector *atelier.Selector `json:"selector,omitempty" doc:"Replaces the selector as a whole"`
 	Switch   bool              `json:"switch,omitempty" doc:"Let the devices run the version that they prefetched"`
+	TrialChange
 	DeploymentFields
 }
 
@@ -144,6 +173,7 @@ func (s *server) registerDeployments(api huma.API) {
 	}) (*answer[atelier.DeploymentPlan], error) {
 		spec := in.Body.spec()
 		spec.Name, spec.Model, spec.Selector, spec.Switch = &in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
+		in.Body.TrialChange.set(&spec)
 		return answerOf(s.fleet.PlanDeployment(ctx, workspaceOf(ctx), spec, time.Duration(in.Wait)*time.Second))
 	})
 	register(s, api, operation{
@@ -159,7 +189,8 @@ func (s *server) registerDeployments(api huma.API) {
 	register(s, api, operation{
 		ID: "update-deployment", Method: http.MethodPatch, Path: deploymentPath, Tag: tag, Summary: "Change a deployment",
 		Description: "A change of what runs, where, or how begins a new rollout. A new version takes the traffic once it is ready; no request is dropped. " +
-			"With prefetch the version is only fetched; a later change with switch lets the devices run it. Any other change of model or version takes the prefetch back.",
+			"With prefetch the version is only fetched; a later change with switch lets the devices run it. Any other change of model or version takes the prefetch back. " +
+			"With trial the version runs beside the one that serves, for a share of the requests or for copies; promote and rollback end that, as does any other change of model or version.",
 		Verb: access.DeploymentUpdate, Kind: kind, Object: "deployment", Errors: []atelier.Code{atelier.Stale, atelier.Exists, atelier.Conflict},
 	}, func(ctx context.Context, in *struct {
 		DeploymentParam
@@ -172,6 +203,7 @@ func (s *server) registerDeployments(api huma.API) {
 		}
 		spec := in.Body.spec()
 		spec.Name, spec.Model, spec.Selector, spec.Switch = in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
+		in.Body.TrialChange.set(&spec)
 		d, err := s.fleet.UpdateDeployment(ctx, workspaceOf(ctx), in.Deployment, revision, spec)
 		return resourceOf(d, err, meta)
 	})

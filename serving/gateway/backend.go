@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,10 +37,17 @@ type backend struct {
 	transport *http.Transport
 
 	lends lends
+
+	name      string                 // of the model and its version, as answers say it
+	fallbacks atomic.Uint64          // requests that another answered in its place
+	shadow    atomic.Pointer[shadow] // nil where it never was one
 }
 
 func newBackend(endpoint string, b atelier.Backend) *backend {
-	return &backend{endpoint: endpoint, Backend: b, buckets: make([]atomic.Uint64, len(atelier.LatencyBounds)+1)}
+	return &backend{
+		endpoint: endpoint, Backend: b, buckets: make([]atomic.Uint64, len(atelier.LatencyBounds)+1),
+		name: b.Model + ":" + strconv.Itoa(b.Version),
+	}
 }
 
 // backendConn is one connection to a module.
@@ -72,6 +80,12 @@ func (b *backend) dial() (*backendConn, error) {
 		return nil, err
 	}
 	return &backendConn{Conn: http1.Conn{Conn: conn}, r: bufio.NewReaderSize(conn, http1.MaxHead)}, nil
+}
+
+// reachable reports whether the module takes connections.
+func (b *backend) reachable() bool {
+	conn, err := net.DialTimeout("unix", b.Socket, dialTimeout)
+	return err == nil && conn.Close() == nil
 }
 
 // put takes back a connection whose last answer was read to its end.
@@ -118,12 +132,17 @@ func (b *backend) record(status int, took time.Duration) {
 	if class := status / 100; class > 0 && class < len(b.requests) {
 		b.requests[class].Add(1)
 	}
+	b.buckets[bucketOf(took)].Add(1)
+	b.nanos.Add(uint64(max(took, 0)))
+}
+
+// bucketOf returns which of the latency histogram's buckets counts what took so long.
+func bucketOf(took time.Duration) int {
 	i, seconds := 0, took.Seconds()
 	for i < len(atelier.LatencyBounds) && seconds > atelier.LatencyBounds[i] {
 		i++
 	}
-	b.buckets[i].Add(1)
-	b.nanos.Add(uint64(max(took, 0)))
+	return i
 }
 
 // counters returns the counts so far.
@@ -135,6 +154,10 @@ func (b *backend) counters() atelier.EndpointCounters {
 	b.mu.Lock()
 	c.Departed = b.gone
 	b.mu.Unlock()
+	c.Fallbacks = b.fallbacks.Load()
+	if s := b.shadow.Load(); s != nil {
+		c.Shadow = s.report()
+	}
 	b.lends.mu.Lock() // what is lent moves to the others when lending ends
 	defer b.lends.mu.Unlock()
 	lent := b.lends.counts()

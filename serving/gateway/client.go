@@ -49,6 +49,7 @@ type client struct {
 	rawResp []byte // of the answer, which resp points into
 	resp    http1.Response
 	id      string // of the request; "" outside any endpoint
+	model   string // MODEL:VERSION that answers the request; "" while none does
 	out     []byte // what is about to be written
 	body    []byte // of the request, where it is small enough to be sent twice
 	stream  *http1.BodyReader
@@ -95,7 +96,7 @@ func (c *client) turnAway() {
 
 // next answers one request and reports whether another may come.
 func (c *client) next() bool {
-	c.id, c.stream, c.written, c.body, c.out = "", nil, false, c.body[:0], c.out[:0]
+	c.id, c.model, c.stream, c.written, c.body, c.out = "", "", nil, false, c.body[:0], c.out[:0]
 	if cap(c.body) > maxKept {
 		c.body = nil
 	}
@@ -300,6 +301,11 @@ func (c *client) appendOwn(b []byte, keep bool) []byte {
 	if c.id != "" {
 		b = append(b, atelier.HeaderRequestID+": "...)
 		b = append(b, c.id...)
+		b = append(b, "\r\n"...)
+	}
+	if c.model != "" {
+		b = append(b, atelier.HeaderModel+": "...)
+		b = append(b, c.model...)
 		b = append(b, "\r\n"...)
 	}
 	if !keep {

@@ -31,6 +31,10 @@ type exchange struct {
 	whole    bool // all of the body is in client.body
 	sent     bool // bytes of a body that is not held are on their way to a module
 	gone     bool // the client gave up
+	// answered is the body of the answer, where that was written in one piece; it is the
+	// client's buffer. took is how long the module had for it.
+	answered []byte
+	took     time.Duration
 }
 
 // statusGone is what a request counts as whose client did not wait for the answer.
@@ -45,22 +49,28 @@ type failure struct {
 
 // run answers the request and reports whether the client's connection goes on.
 func (x *exchange) run() bool {
+	x.model = ""
 	if f := x.collect(); f != nil {
 		return x.giveUp(nil, f)
 	}
+	asked := x.asked()
+	pick := func(r *route) *backend { return r.pick(&asked) }
 	for attempt := 1; ; attempt++ {
-		b := x.g.acquire(x.endpoint)
+		r, b := x.g.acquire(x.endpoint, pick)
 		if b == nil {
 			return x.giveUp(nil, &failure{status: http.StatusNotFound, err: atelier.Errorf(atelier.NotFound, "endpoint %s is no longer on this device", x.endpoint)})
 		}
-		x.setRollout(b)
-		keep, f := x.try(b)
+		x.setBackend(b)
+		keep, f := x.answerWith(r, b)
 		if f == nil {
-			b.record(x.resp.Status, time.Since(x.begin))
-			b.inFlight.Add(-1)
 			return keep
 		}
 		again := f.again && attempt < attempts && (x.whole || !x.sent)
+		if b != r.backend && f.status < http.StatusGatewayTimeout && !x.gone && (x.whole || !x.sent) {
+			// A canary that does not answer harms nobody: the version beside it does.
+			again, pick = true, func(r *route) *backend { return r.backend }
+			b.fallbacks.Add(1)
+		}
 		if !again {
 			keep = x.giveUp(b, f)
 		}
@@ -71,8 +81,27 @@ func (x *exchange) run() bool {
 	}
 }
 
-// setRollout makes the request's id lead to the backend that answers it.
-func (x *exchange) setRollout(b *backend) {
+// answerWith lets b's module answer the request, and offers a copy to the route's shadow.
+func (x *exchange) answerWith(r *route, b *backend) (keep bool, f *failure) {
+	s := x.shadowing(r)
+	if s != nil {
+		defer s.enter()()
+	}
+	if keep, f = x.try(b); f != nil {
+		return keep, f
+	}
+	b.record(x.resp.Status, time.Since(x.begin))
+	b.inFlight.Add(-1)
+	if s != nil {
+		x.copyTo(s, r.trial)
+	}
+	return keep, nil
+}
+
+// setBackend makes the request's id lead to the backend that answers it, and the answer
+// say which it is.
+func (x *exchange) setBackend(b *backend) {
+	x.model = b.name
 	if n := len(x.id) - 17; x.id[:n] != b.Rollout {
 		x.id = b.Rollout + x.id[n:]
 	}
@@ -159,6 +188,7 @@ func bodyFailure(err error) *failure {
 
 // try sends the request to b's module and relays its answer.
 func (x *exchange) try(b *backend) (keep bool, f *failure) {
+	sent := time.Now()
 	m, reused, err := b.get()
 	if err != nil {
 		// Nothing was sent; a newer table may lead to another module.
@@ -182,6 +212,7 @@ func (x *exchange) try(b *backend) (keep bool, f *failure) {
 		return false, f
 	}
 	keep, clean := x.relay(m)
+	x.took = time.Since(sent)
 	if clean {
 		b.put(m)
 	} else {
@@ -204,7 +235,20 @@ func (x *exchange) send(m *backendConn) *failure {
 	if !x.whole {
 		frame = x.req.Body
 	}
-	out := append(x.out[:0], x.req.Method...)
+	x.out = x.appendRequest(x.out[:0], frame)
+	m.MustWrite(x.g.opts.Times.Body)
+	if _, err := m.Write(x.out); err != nil {
+		return broken
+	}
+	if x.whole {
+		return nil
+	}
+	return x.pass(m, frame)
+}
+
+// appendRequest appends the request as modules get it, with as much of the body as is held.
+func (x *exchange) appendRequest(out []byte, frame http1.Framing) []byte {
+	out = append(out, x.req.Method...)
 	out = append(out, " /"...)
 	out = append(out, x.path...)
 	out = append(out, " HTTP/1.1\r\n"...)
@@ -220,18 +264,14 @@ func (x *exchange) send(m *backendConn) *failure {
 	}
 	out = append(out, "\r\n"...)
 	if frame.Chunked && len(x.body) > 0 {
-		out = http1.AppendChunk(out, x.body)
-	} else {
-		out = append(out, x.body...)
+		return http1.AppendChunk(out, x.body)
 	}
-	x.out = out
-	m.MustWrite(x.g.opts.Times.Body)
-	if _, err := m.Write(out); err != nil {
-		return broken
-	}
-	if x.whole {
-		return nil
-	}
+	return append(out, x.body...)
+}
+
+// pass passes on what of a body is not held.
+func (x *exchange) pass(m *backendConn, frame http1.Framing) *failure {
+	broken := &failure{}
 	x.sent = true
 	buf, begin, came := make([]byte, piece), time.Now(), int64(0)
 	for !x.stream.Done {
@@ -321,7 +361,7 @@ func (x *exchange) relay(m *backendConn) (keep, clean bool) {
 	out := append(x.out[:0], "HTTP/1.1"...)
 	out = append(out, x.resp.Line[8:]...)
 	out = append(out, "\r\n"...)
-	out = http1.AppendFields(out, x.resp.Fields, "x-atelier-request-id")
+	out = http1.AppendFields(out, x.resp.Fields, "x-atelier-request-id", "x-atelier-model")
 	out = x.appendOwn(out, keep)
 	switch {
 	case string(x.req.Method) == "HEAD": // says how long the body would be
@@ -349,6 +389,7 @@ func (x *exchange) relay(m *backendConn) (keep, clean bool) {
 			_ = x.write(out[:head+n])
 			return false, false
 		}
+		x.answered = out[head:]
 		return x.write(out) == nil && keep, x.resp.KeepAlive
 	}
 	x.out = out

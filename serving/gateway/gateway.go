@@ -19,6 +19,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,13 +100,15 @@ type Gateway struct {
 
 	http2 http2
 	mqtt  mqtt
+
+	random func() uint64 // by which requests are split
 }
 
 // New makes a gateway with the table that is saved in its state directory. A
 // saved table that cannot be used is set aside, and the gateway starts with none.
 func New(opts Options) (*Gateway, error) {
 	opts.fill()
-	g := &Gateway{opts: opts, started: time.Now(), conns: map[*client]struct{}{}, wake: make(chan struct{}, 1)}
+	g := &Gateway{opts: opts, started: time.Now(), conns: map[*client]struct{}{}, wake: make(chan struct{}, 1), random: evenly}
 	g.table.Store(&routes{})
 	if err := durable.MkdirAll(opts.FS, opts.State, 0o700); err != nil {
 		return nil, err
@@ -244,6 +247,7 @@ func (g *Gateway) drain() {
 		defer b.stopLending()
 	}
 	g.mu.Unlock()
+	defer g.endShadows()
 	done := make(chan struct{})
 	go func() { // ends with the last client
 		var others sync.WaitGroup
@@ -267,6 +271,18 @@ func (g *Gateway) drain() {
 	}
 	g.mu.Unlock()
 	<-done
+}
+
+// endShadows ends what sends copies; no client is left that could make any.
+func (g *Gateway) endShadows() {
+	g.mu.Lock()
+	backends := slices.Clone(g.backends)
+	g.mu.Unlock()
+	for _, b := range backends {
+		if s := b.shadow.Load(); s != nil {
+			s.end()
+		}
+	}
 }
 
 // sleep waits for d or until ctx ends.

@@ -3,11 +3,11 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -141,26 +141,40 @@ func (g *Gateway) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	grpc.Begin(w)
-	route, err := g.routeOf(r)
-	if err == nil && !admitted(route, r) {
-		err = atelier.Errorf(atelier.Unauthenticated, "no or no valid key of endpoint %s came", route.backend.endpoint).
+	to, err := g.routeOf(r)
+	var key [sha256.Size]byte
+	admits := false
+	if err == nil {
+		key, admits = admitted(to, r)
+	}
+	if err == nil && !admits {
+		err = atelier.Errorf(atelier.Unauthenticated, "no or no valid key of endpoint %s came", to.backend.endpoint).
 			WithRemedy("Send one of the endpoint's keys in the metadata, as authorization: Bearer KEY or x-api-key: KEY; 'atelier endpoint keys' shows them.")
 	}
 	if err != nil {
 		status := grpc.Fail(w, err)
-		if route != nil {
-			route.backend.record(status, time.Since(begin))
+		if to != nil {
+			to.backend.record(status, time.Since(begin))
 		}
 		return
 	}
-	b := g.acquire(route.backend.endpoint)
+	asked := g.askedBy(r, key)
+	_, b := g.acquire(to.backend.endpoint, func(r *route) *backend {
+		b := r.pick(&asked)
+		if b != r.backend && !b.reachable() {
+			b.fallbacks.Add(1)
+			return r.backend // a call's messages pass once only, so that this is found out before
+		}
+		return b
+	})
 	if b == nil {
-		grpc.Fail(w, atelier.Errorf(atelier.NotFound, "endpoint %s is no longer on this device", route.backend.endpoint))
+		grpc.Fail(w, atelier.Errorf(atelier.NotFound, "endpoint %s is no longer on this device", to.backend.endpoint))
 		return
 	}
 	defer b.inFlight.Add(-1)
 	id := newRequestID(b.Rollout)
 	w.Header().Set(atelier.HeaderRequestID, id)
+	w.Header().Set(atelier.HeaderModel, b.name)
 	b.record(g.passCall(w, r, b, id), time.Since(begin))
 }
 
@@ -181,7 +195,7 @@ func (g *Gateway) routeOf(r *http.Request) (*route, error) {
 		return route, nil
 	}
 	for _, route := range table.byEndpoint {
-		if admitted(route, r) {
+		if _, ok := admitted(route, r); ok {
 			return route, nil
 		}
 	}
@@ -189,18 +203,20 @@ func (g *Gateway) routeOf(r *http.Request) (*route, error) {
 		WithRemedy("Send one of the endpoint's keys in the metadata, as authorization: Bearer KEY or x-api-key: KEY, and atelier-endpoint: NAME where it is not clear.")
 }
 
-// admitted reports whether the call carries one of the route's keys.
-func admitted(route *route, r *http.Request) bool {
+// admitted reports whether the call carries one of the route's keys, and returns its hash.
+func admitted(route *route, r *http.Request) (sum [sha256.Size]byte, ok bool) {
 	for _, field := range r.Header.Values("Authorization") {
 		scheme, key, _ := strings.Cut(field, " ")
-		if _, ok := route.admits([]byte(strings.TrimLeft(key, " "))); ok && strings.EqualFold(scheme, "bearer") {
-			return true
+		if sum, ok = route.admits([]byte(strings.TrimLeft(key, " "))); ok && strings.EqualFold(scheme, "bearer") {
+			return sum, true
 		}
 	}
-	return slices.ContainsFunc(r.Header.Values("X-Api-Key"), func(key string) bool {
-		_, ok := route.admits([]byte(key))
-		return ok
-	})
+	for _, key := range r.Header.Values("X-Api-Key") {
+		if sum, ok = route.admits([]byte(key)); ok {
+			return sum, true
+		}
+	}
+	return sum, false
 }
 
 // passCall passes a call on to b's module and its answer back, and returns the
@@ -233,7 +249,7 @@ func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, i
 	}
 	header := w.Header()
 	for name, values := range resp.Header {
-		if name != "Connection" && name != "Trailer" && name != http.CanonicalHeaderKey(atelier.HeaderRequestID) {
+		if name != "Connection" && name != "Trailer" && name != http.CanonicalHeaderKey(atelier.HeaderRequestID) && name != http.CanonicalHeaderKey(atelier.HeaderModel) {
 			header[name] = values
 		}
 	}

@@ -86,7 +86,7 @@ func (b *backend) borrower(g *Gateway) *lending.Lender {
 		return nil
 	}
 	lender, err := lending.Dial(b.Socket+lending.Suffix, lending.Terms{
-		Endpoint: b.endpoint, Rollout: b.Rollout, MaxBody: g.opts.MaxBody,
+		Endpoint: b.endpoint, Rollout: b.Rollout, Model: b.name, MaxBody: g.opts.MaxBody,
 		Answer: g.opts.Times.Answer, Write: g.opts.Times.Body, Idle: min(lentIdle, g.opts.Times.Idle), Bounds: atelier.LatencyBounds,
 	})
 	if err != nil {
@@ -144,7 +144,8 @@ func (h *habit) returned(answered int) {
 // back, and reports whether the request is done with and the connection goes on.
 func (x *exchange) lend(table *routes, r *route) (done, keep bool) {
 	b := r.backend
-	if !x.habit.lasts(b) || !x.plain() {
+	// Where requests are split or copied, each has to pass here.
+	if r.trial != nil || !x.habit.lasts(b) || !x.plain() {
 		return false, false
 	}
 	lender := b.borrower(x.g)

@@ -32,6 +32,7 @@ type routes struct {
 type route struct {
 	keys    [][sha256.Size]byte
 	backend *backend
+	trial   *trial // nil where no other version runs beside it
 }
 
 // admits reports whether key is one of the route's, and returns its hash. It takes
@@ -96,22 +97,42 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 	next := &routes{sequence: table.Sequence, byEndpoint: make(map[string]*route, len(table.Routes))}
 	g.mu.Lock()
 	kept := map[*backend]bool{}
-	for _, r := range table.Routes {
-		at := slices.IndexFunc(g.backends, func(b *backend) bool { return b.endpoint == r.Endpoint && b.Backend == r.Backend })
+	keep := func(endpoint string, to atelier.Backend) *backend {
+		at := slices.IndexFunc(g.backends, func(b *backend) bool { return b.endpoint == endpoint && b.Backend == to })
 		if at < 0 {
 			at = len(g.backends)
-			g.backends = append(g.backends, newBackend(r.Endpoint, r.Backend))
+			g.backends = append(g.backends, newBackend(endpoint, to))
 		}
 		b := g.backends[at]
 		b.stay()
 		kept[b] = true
-		next.byEndpoint[r.Endpoint] = &route{keys: keySums(r.Keys), backend: b}
+		return b
+	}
+	shadows := map[*backend]bool{}
+	for _, r := range table.Routes {
+		leads := &route{keys: keySums(r.Keys), backend: keep(r.Endpoint, r.Backend)}
+		if r.Trial != nil {
+			leads.trial = newTrial(r.Trial, keep(r.Endpoint, r.Trial.Backend))
+		}
+		if t := leads.shadow(); t != nil {
+			shadows[t.backend] = true
+			if t.backend.shadow.Load() == nil {
+				t.backend.shadow.Store(newShadow(t.backend, g.started))
+			}
+		}
+		next.byEndpoint[r.Endpoint] = leads
 	}
 	before := g.table.Load()
 	g.table.Store(next)
 	for endpoint, r := range next.byEndpoint {
-		if old := before.byEndpoint[endpoint]; old != nil && old.backend == r.backend && !slices.Equal(old.keys, r.keys) {
-			r.backend.recall()
+		old := before.byEndpoint[endpoint]
+		if old != nil && old.backend == r.backend && (!slices.Equal(old.keys, r.keys) || !sameTrial(old.trial, r.trial)) {
+			r.backend.recall() // requests on lent connections are the gateway's where they are split
+		}
+	}
+	for _, b := range g.backends {
+		if s := b.shadow.Load(); s != nil && !shadows[b] {
+			s.rest()
 		}
 	}
 	g.mqtt.recheck()
@@ -130,22 +151,23 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 	g.mu.Unlock()
 }
 
-// acquire returns the backend that endpoint leads to and counts a request in
-// flight at it, nil where there is no such endpoint any more. Once a newer table is
-// in force, nobody acquires a backend that it does not have: the count of a
-// departed one only falls.
-func (g *Gateway) acquire(endpoint string) *backend {
+// acquire returns the route of endpoint and the one of its backends that pick chooses,
+// and counts a request in flight at that; nil where there is no such endpoint any more.
+// Once a newer table is in force, nobody acquires a backend that it does not have: the
+// count of a departed one only falls.
+func (g *Gateway) acquire(endpoint string, pick func(*route) *backend) (*route, *backend) {
 	for {
 		table := g.table.Load()
 		r := table.byEndpoint[endpoint]
 		if r == nil {
-			return nil
+			return nil, nil
 		}
-		r.backend.inFlight.Add(1)
+		b := pick(r)
+		b.inFlight.Add(1)
 		if g.table.Load() == table {
-			return r.backend
+			return r, b
 		}
-		r.backend.inFlight.Add(-1)
+		b.inFlight.Add(-1)
 	}
 }
 
@@ -172,13 +194,28 @@ func checkTable(table *atelier.RouteTable) error {
 		bad := func(format string, args ...any) error {
 			return atelier.Errorf(atelier.Invalid, "route of endpoint "+r.Endpoint+": "+format, args...).WithField("routes")
 		}
-		switch {
-		case seen[r.Endpoint]:
+		if seen[r.Endpoint] {
 			return bad("it came twice")
-		case !http1.IsToken([]byte(r.Backend.Rollout)) || len(r.Backend.Rollout) > 100:
-			return bad("rollout %.100q cannot be part of a header", r.Backend.Rollout)
-		case !filepath.IsAbs(r.Backend.Socket) || len(r.Backend.Socket) > maxSocketPath:
-			return bad("socket %.120q is no absolute path of at most %d bytes", r.Backend.Socket, maxSocketPath)
+		}
+		backends := []*atelier.Backend{&r.Backend}
+		if r.Trial != nil {
+			backends = append(backends, &r.Trial.Backend)
+			if err := r.Trial.Split.Check(); err != nil {
+				return bad("%w", err)
+			}
+			if r.Trial.Backend == r.Backend {
+				return bad("the version beside the one that serves is the same")
+			}
+		}
+		for _, b := range backends {
+			switch {
+			case !http1.IsToken([]byte(b.Rollout)) || len(b.Rollout) > 100:
+				return bad("rollout %.100q cannot be part of a header", b.Rollout)
+			case b.Model != "" && !http1.IsToken([]byte(b.Model)) || len(b.Model) > 100:
+				return bad("model %.100q cannot be part of a header", b.Model)
+			case !filepath.IsAbs(b.Socket) || len(b.Socket) > maxSocketPath:
+				return bad("socket %.120q is no absolute path of at most %d bytes", b.Socket, maxSocketPath)
+			}
 		}
 		for _, key := range []string{r.Keys.Primary, r.Keys.Secondary} {
 			if sum, err := hex.DecodeString(key); err != nil || key != "" && len(sum) != sha256.Size {

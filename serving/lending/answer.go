@@ -89,6 +89,9 @@ func (l *lent) compose(a *Answer) {
 	b = append(append(b, "\r\n"...), a.Fields...)
 	b = append(b, atelier.HeaderRequestID+": "...)
 	b = append(append(b, l.id...), "\r\n"...)
+	if l.c.terms.Model != "" {
+		b = append(append(append(b, atelier.HeaderModel+": "...), l.c.terms.Model...), "\r\n"...)
+	}
 	b = http1.AppendFraming(b, http1.Framing{Length: int64(len(a.Body))})
 	l.out = append(append(b, "\r\n"...), a.Body...)
 }

@@ -55,6 +55,7 @@ type Terms struct {
 	Version  int           `json:"version"`  // set by Dial
 	Endpoint string        `json:"endpoint"` // the first segment of the path, which the module's handler does not see
 	Rollout  string        `json:"rollout"`  // what request ids begin with
+	Model    string        `json:"model"`    // MODEL:VERSION that answers say they are of; "" for none
 	MaxBody  int64         `json:"max_body"` // in bytes
 	Answer   time.Duration `json:"answer"`   // until an answer begins
 	Write    time.Duration `json:"write"`    // until one is taken

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -142,6 +143,8 @@ func (t *Terms) check() error {
 		return atelier.Errorf(atelier.Invalid, "%d bounds of latencies came, fewer than %d were expected", len(t.Bounds), maxBuckets)
 	case t.Answer <= 0 || t.Write <= 0 || t.Idle <= 0 || t.MaxBody < 0:
 		return atelier.Errorf(atelier.Invalid, "times and limits must be positive")
+	case t.Model != "" && !token(strings.Replace(t.Model, ":", "", 1)):
+		return atelier.Errorf(atelier.Invalid, "model %.80q must be a plain name with a version", t.Model)
 	case !token(t.Endpoint) || !token(t.Rollout):
 		return atelier.Errorf(atelier.Invalid, "endpoint %.80q and rollout %.80q must be plain names", t.Endpoint, t.Rollout)
 	}
