@@ -63,11 +63,13 @@ type Module struct {
 	Target     string `json:"target"`  // kind of target
 	// Package is the digest of the package that is run: the version's digest
 	// until packages carry code and environment too.
-	Package  Digest         `json:"package"`
-	Model    ModuleModel    `json:"model"`
-	Runtime  *ModuleRuntime `json:"runtime,omitempty"`
-	Limits   Limits         `json:"limits"`
-	Endpoint ModuleEndpoint `json:"endpoint"`
+	Package Digest         `json:"package"`
+	Model   ModuleModel    `json:"model"`
+	Runtime *ModuleRuntime `json:"runtime,omitempty"`
+	Limits  Limits         `json:"limits"`
+	// Serving is sent to agents that have FeatureServing.
+	Serving  ServingSettings `json:"serving,omitzero"`
+	Endpoint ModuleEndpoint  `json:"endpoint"`
 }
 
 // ModuleModel is the model version and the variant of it that the device runs.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -20,6 +21,9 @@ type Model struct {
 	// waiting bounds those that wait for a slot besides.
 	waiting chan struct{}
 	batch   *batcher // nil where requests run one by one
+	// Deadline is how long a request may take from when it was read to its result; 0 is
+	// no bound. It is not changed once requests come.
+	Deadline time.Duration
 
 	head atomic.Pointer[keptHead]
 }
@@ -41,6 +45,11 @@ func NewModel(name, version string, e Engine, concurrency int) *Model {
 
 // infer runs the model when it is its turn.
 func (m *Model) infer(ctx context.Context, inputs []Tensor, outputs []int) ([]Tensor, error) {
+	if m.Deadline > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, m.Deadline)
+		defer cancel()
+	}
 	if m.batch != nil {
 		return m.batch.infer(ctx, inputs, outputs)
 	}

@@ -149,6 +149,7 @@ func (i *instance) spec() targets.Spec {
 			command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 		}
 	}
+	command = append(command, servingFlags(m.Serving)...)
 	return targets.Spec{
 		ID:      i.id,
 		Command: append(command, "--listen", "unix:"+socket),

@@ -99,6 +99,7 @@ func open(ctx context.Context, c config, library *onnxruntime.Library, threads i
 		}
 	}
 	model := serving.NewModel(c.name, c.version, engine, concurrency)
+	model.Deadline = c.deadline
 	const times = 3 // the first is the cold one
 	for range times {
 		begin := time.Now()

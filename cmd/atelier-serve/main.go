@@ -44,6 +44,7 @@ const drainTime = 30 * time.Second
 type config struct {
 	name, version, model, runtime, listen, golden string
 	threads, concurrency                          int
+	deadline                                      time.Duration
 	spin                                          bool
 	maxBody                                       int64
 	script                                        scriptConfig
@@ -99,6 +100,7 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
+	flags.DurationVar(&c.deadline, "deadline", 0, "how long a request may take for the model, a `DURATION` (0: no bound); a worker whose run() takes longer is ended (0: 1m)")
 	c.script.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
@@ -120,6 +122,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
 		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
+	}
+	if c.deadline < 0 {
+		return c, &exitError{exitUsage, errors.New("--deadline must not be negative")}
 	}
 	if c.batching.MaxRows < 1 || c.batching.MaxDelay < 0 {
 		return c, &exitError{exitUsage, errors.New("--max-batch must be positive, --max-delay must not be negative")}

@@ -28,7 +28,7 @@ type scriptConfig struct {
 	script, modelDir, python string
 	workers                  int
 	memory, requests         int64
-	deadline, initTimeout    time.Duration
+	initTimeout              time.Duration
 }
 
 func (c *scriptConfig) flags(flags *flag.FlagSet) {
@@ -38,7 +38,6 @@ func (c *scriptConfig) flags(flags *flag.FlagSet) {
 	flags.IntVar(&c.workers, "workers", python.DefaultWorkers, "processes that run the script, each with its own init(), a `NUMBER` (0: one for each processor)")
 	flags.Int64Var(&c.memory, "worker-memory", 0, "replace a worker that has more resident memory than these `BYTES`; end it at once at twice as much (0: no limit)")
 	flags.Int64Var(&c.requests, "worker-requests", 0, "replace a worker after this `NUMBER` of requests (0: never)")
-	flags.DurationVar(&c.deadline, "deadline", python.DefaultDeadline, "end a worker whose run() takes longer than this `DURATION`")
 	flags.DurationVar(&c.initTimeout, "init-timeout", python.DefaultInitTimeout, "give up a script that is not ready after this `DURATION`")
 }
 
@@ -52,8 +51,8 @@ func (c *scriptConfig) check(golden bool) error {
 		return errors.New("--script needs --python; see atelier-serve --help")
 	case c.workers < 0 || c.memory < 0 || c.requests < 0:
 		return errors.New("--workers, --worker-memory and --worker-requests must not be negative")
-	case c.deadline <= 0 || c.initTimeout <= 0:
-		return errors.New("--deadline and --init-timeout must be positive")
+	case c.initTimeout <= 0:
+		return errors.New("--init-timeout must be positive")
 	}
 	return nil
 }
@@ -86,7 +85,7 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 
 	pool, err := python.Start(ctx, python.Options{
 		Python: s.python, Script: s.script, ModelDir: s.modelDir, Workers: s.workers, Memory: s.memory, Requests: s.requests,
-		Deadline: s.deadline, InitTimeout: s.initTimeout, Log: log,
+		Deadline: c.deadline, InitTimeout: s.initTimeout, Log: log,
 	})
 	if ctx.Err() != nil && err != nil {
 		return server.Close() // it was asked to end

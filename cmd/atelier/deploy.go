@@ -22,6 +22,7 @@ type deployFlags struct {
 	all, noWait                        bool
 	prefetch, change, plan             bool // change is --switch
 	timeout                            time.Duration
+	serving                            servingFlags
 }
 
 func (a *app) deployCommand() *cobra.Command {
@@ -38,6 +39,9 @@ that is away gets it when it comes back (--no-wait returns at once).
 With --prefetch the devices only fetch the version, and go on with what they run; --switch then changes all of them within
 seconds. One that does not have all of it yet changes when it has. To deploy any version without either takes a prefetch back.
 
+How a module answers requests is set with --max-batch, --max-delay, --threads and --concurrency (ONNX models), --workers and --worker-memory
+(scoring scripts) and --deadline; 0 leaves it to the model server again. A change begins a new rollout, and no request is dropped.
+
 With --plan nothing is changed. It says, per device and in all, what would come over the wire and onto the disk, in which way and
 why, how long that takes at the device's rate, and which devices would not take it. The wire's bytes are those of content with its
 headers, as devices count what they receive; MQTT, TLS and the desired state add some 5 KB and 0.2%. The hub makes the differences
@@ -46,10 +50,14 @@ that the deploy would use, and --timeout bounds how long the plan waits for them
   atelier deploy digits:2                      # the same devices get version 2; no request is dropped
   atelier deploy digits:3 --prefetch           # they fetch version 3, and go on with 2
   atelier deploy digits --switch               # and change to it
+  atelier deploy digits --max-batch 16 --max-delay 2ms
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
   atelier deploy silero --device press-4 --name speech`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.serving.read(cmd.Flags()); err != nil {
+				return err
+			}
 			return a.deploy(cmd.Context(), args[0], f)
 		},
 	}
@@ -61,6 +69,7 @@ that the deploy would use, and --timeout bounds how long the plan waits for them
 	flags.StringVar(&f.endpoint, "endpoint", "", "name of the endpoint (default the deployment's)")
 	flags.StringVar(&f.target, "target", "", "kind of target to run on (default the device's own)")
 	flags.StringVar(&f.memory, "memory", "", "memory that a module may use, such as 512MiB")
+	f.serving.add(flags)
 	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
 	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
 	flags.BoolVar(&f.plan, "plan", false, "say what would come to which device, and change nothing")
@@ -83,6 +92,7 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	}
 	spec := client.DeploymentSpec{
 		Model: model, Version: firstOf(number, "latest"), Endpoint: f.endpoint, Target: f.target, Prefetch: f.prefetch, Switch: f.change,
+		Serving: f.serving.change,
 	}
 	if f.change {
 		spec.Version = number // what is staged where it is empty
@@ -352,6 +362,9 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 	}
 	if d.Limits.Memory > 0 {
 		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})
+	}
+	if !d.Serving.IsZero() {
+		about = append(about, []string{"Serving:", d.Serving.String()})
 	}
 	return append(about, []string{"Updated:", ago(d.Updated)})
 }

@@ -127,8 +127,10 @@ type DeploymentSpec struct {
 	Endpoint    string            `json:"endpoint,omitempty"`
 	Target      string            `json:"target,omitempty"`
 	Limits      *atelier.Limits   `json:"limits,omitempty"`
-	Prefetch    bool              `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
-	Switch      bool              `json:"switch,omitempty"`   // the devices run what they prefetched
+	// Serving changes the settings that it has.
+	Serving  *atelier.ServingChange `json:"serving,omitempty"`
+	Prefetch bool                   `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
+	Switch   bool                   `json:"switch,omitempty"`   // the devices run what they prefetched
 }
 
 // Deployments lists the workspace's deployments.

@@ -27,6 +27,7 @@ type DeploymentSpec struct {
 	Endpoint *string // the deployment's name by default
 	Target   *string
 	Limits   *atelier.Limits
+	Serving  *atelier.ServingChange
 	// Prefetch stages the version: devices fetch it and do not run it yet.
 	Prefetch bool
 	// Switch lets the devices run what is staged. A version or model that is given
@@ -198,6 +199,7 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	set(&d.Endpoint, spec.Endpoint)
 	set(&d.Target, spec.Target)
 	set(&d.Limits, spec.Limits)
+	d.Serving = spec.Serving.To(d.Serving)
 	set(&d.Selector, spec.Selector)
 	if err := check(&d); err != nil {
 		return d, err
@@ -208,7 +210,7 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 		}
 	}
 	if spec.Model == nil && spec.Version == nil {
-		return d, nil
+		return d, checkServing(tx, workspace, &d, spec)
 	}
 	model, version := d.Model, Latest
 	if model == "" && d.Staged != nil {
@@ -220,11 +222,39 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	if err != nil {
 		return d, err
 	}
+	if err := d.Serving.CheckFor(&v); err != nil {
+		return d, err
+	}
 	if spec.Prefetch {
 		return d, f.stage(&d, v)
 	}
 	d.Model, d.Version, d.VersionID, d.Staged = v.Model, v.Number, v.ID, nil
 	return d, nil
+}
+
+// checkServing checks changed settings against the versions that are to be served
+// with them.
+func checkServing(tx store.Tx, workspace string, d *atelier.Deployment, spec DeploymentSpec) error {
+	if spec.Serving == nil {
+		return nil
+	}
+	ids := []string{d.VersionID}
+	if d.Staged != nil {
+		ids = append(ids, d.Staged.VersionID)
+	}
+	for _, id := range ids {
+		if id == "" {
+			continue
+		}
+		v, err := catalog.Versions.Get(tx, workspace, id)
+		if err != nil {
+			return err
+		}
+		if err := d.Serving.CheckFor(&v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func set[T any](to, from *T) {
@@ -251,6 +281,9 @@ func check(d *atelier.Deployment) error {
 	if l := d.Limits; l.Memory < 0 || !(l.CPUs >= 0 && l.CPUs <= 4096) {
 		return atelier.Errorf(atelier.Invalid, "the limits of %d bytes and %v CPUs are not possible", l.Memory, l.CPUs).WithField("limits").
 			WithRemedy("Give sizes of 0 (no limit) or more.")
+	}
+	if err := d.Serving.Check(); err != nil {
+		return err
 	}
 	s := d.Selector
 	if !s.All && len(s.Labels) == 0 && len(s.Devices) == 0 {
@@ -331,7 +364,7 @@ func findVersion(tx store.Tx, workspace, model, version string) (atelier.Version
 
 // sameContent reports whether what devices run stays the same.
 func sameContent(a, b *atelier.Deployment) bool {
-	return a.VersionID == b.VersionID && a.Endpoint == b.Endpoint && a.Target == b.Target && a.Limits == b.Limits &&
+	return a.VersionID == b.VersionID && a.Endpoint == b.Endpoint && a.Target == b.Target && a.Limits == b.Limits && a.Serving == b.Serving &&
 		reflect.DeepEqual(a.Selector, b.Selector)
 }
 

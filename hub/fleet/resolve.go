@@ -160,6 +160,7 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 		Deployment: dep.ID, Name: dep.Name, Rollout: dep.Rollout, Target: target, Package: dep.version.Digest,
 		Model:    atelier.ModuleModel{Name: dep.Model, Version: dep.Version, Digest: dep.version.Digest},
 		Limits:   dep.Limits,
+		Serving:  dep.Serving,
 		Endpoint: atelier.ModuleEndpoint{Name: dep.endpoint.Name, Keys: dep.endpoint.Keys},
 	}
 	if i := slices.IndexFunc(held, func(h atelier.Module) bool { return h.Rollout == dep.Rollout }); i >= 0 && fits(&held[i], d) {
@@ -172,6 +173,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	if variant.HasGolden() && !slices.Contains(d.Facts.Features, atelier.FeatureGolden) {
 		return no(atelier.ReasonUnsupportedFeature, "Version %d of %s has golden inputs, and the agent on %s does not know how to run them.", dep.Version, dep.Model, d.Name)
+	}
+	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
+		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has settings for serving (%s), and the agent on %s does not know how to apply them.", dep.Name, dep.Serving, d.Name)
 	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.

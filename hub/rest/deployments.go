@@ -51,12 +51,13 @@ func (VersionRef) Schema(huma.Registry) *huma.Schema {
 
 // DeploymentFields are what a deployment can be made of and changed to; exported for the OpenAPI document.
 type DeploymentFields struct {
-	Description *string         `json:"description,omitempty" maxLength:"4096"`
-	Version     *VersionRef     `json:"version,omitempty"`
-	Endpoint    *string         `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
-	Target      *string         `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
-	Limits      *atelier.Limits `json:"limits,omitempty"`
-	Prefetch    bool            `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
+	Description *string                `json:"description,omitempty" maxLength:"4096"`
+	Version     *VersionRef            `json:"version,omitempty"`
+	Endpoint    *string                `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
+	Target      *string                `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
+	Limits      *atelier.Limits        `json:"limits,omitempty"`
+	Serving     *atelier.ServingChange `json:"serving,omitempty" doc:"How the modules answer requests; fields that are left out stay as they are, 0 leaves one to the model server"`
+	Prefetch    bool                   `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
 }
 
 type newDeployment struct {
@@ -76,7 +77,7 @@ type deploymentChange struct {
 
 func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	return fleet.DeploymentSpec{
-		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
+		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits, Serving: d.Serving,
 		Prefetch: d.Prefetch,
 	}
 }

@@ -1,0 +1,32 @@
+package runner
+
+import (
+	"slices"
+	"testing"
+
+	atelier "github.com/atelier-edge/atelier"
+)
+
+// TestServingFlags sees that a module's settings reach its model server, and that one
+// without is started as ever.
+func TestServingFlags(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t)
+	r := &Runner{opts: Options{Modules: d.dir, Run: d.dir, Programs: "/programs"}}
+	plain := d.module("a", "a")
+	set := d.module("b", "b")
+	set.Serving = atelier.ServingSettings{MaxBatch: 8, MaxDelay: 2.5, Threads: 2, Concurrency: 3, Workers: 4, WorkerMemory: 1 << 29, Deadline: 1500}
+	before := newInstance(r, plain).spec().Command
+	got := newInstance(r, set).spec().Command
+	want := []string{
+		"--max-batch", "8", "--max-delay", "2.5ms", "--threads", "2", "--concurrency", "3", "--workers", "4",
+		"--worker-memory", "536870912", "--deadline", "1.5s", "--listen",
+	}
+	at := slices.Index(got, "--max-batch")
+	if at < 0 || !slices.Equal(got[at:len(got)-1], want) {
+		t.Errorf("it is started as %q", got)
+	}
+	if len(before) != len(got)-len(want)+1 || slices.Contains(before, "--threads") {
+		t.Errorf("one without settings is started as %q", before)
+	}
+}
