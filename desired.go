@@ -39,6 +39,10 @@ const FeaturePacked = "packed"
 // VariantPython.
 const FeaturePython = "python"
 
+// FeaturePredictors is what agents list in Facts.Features that run variants of the kinds
+// VariantMLflow and VariantPickle.
+const FeaturePredictors = "predictors"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`

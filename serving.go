@@ -23,7 +23,7 @@ type ServingSettings struct {
 	// that run at a time.
 	Threads     int `json:"threads,omitempty"`
 	Concurrency int `json:"concurrency,omitempty"`
-	// Workers are the processes that run a scoring script, each with its own init().
+	// Workers are the processes that run a scoring script or a model in Python.
 	Workers int `json:"workers,omitempty"`
 	// WorkerMemory is how many bytes of resident memory one of them may have before it
 	// is replaced.
@@ -86,7 +86,7 @@ type servingField struct {
 }
 
 var servingFields = func() []servingField {
-	onnx, script := []string{VariantONNX}, []string{VariantPython}
+	onnx, inPython := []string{VariantONNX}, []string{VariantPython, VariantMLflow, VariantPickle}
 	count := func(name, flag string, kinds []string, of func(ServingSettings) int) servingField {
 		return servingField{
 			name, flag, kinds, func(s ServingSettings) float64 { return float64(of(s)) }, maxServingCount,
@@ -101,9 +101,9 @@ var servingFields = func() []servingField {
 		millis("max_delay_ms", "max-delay", onnx, func(s ServingSettings) float64 { return s.MaxDelay }),
 		count("threads", "threads", onnx, func(s ServingSettings) int { return s.Threads }),
 		count("concurrency", "concurrency", onnx, func(s ServingSettings) int { return s.Concurrency }),
-		count("workers", "workers", script, func(s ServingSettings) int { return s.Workers }),
+		count("workers", "workers", inPython, func(s ServingSettings) int { return s.Workers }),
 		{
-			"worker_memory_bytes", "worker-memory", script, func(s ServingSettings) float64 { return float64(s.WorkerMemory) }, 1 << 50,
+			"worker_memory_bytes", "worker-memory", inPython, func(s ServingSettings) float64 { return float64(s.WorkerMemory) }, 1 << 50,
 			func(s ServingSettings) string { return FormatBytes(s.WorkerMemory) },
 		},
 		millis("deadline_ms", "deadline", nil, func(s ServingSettings) float64 { return s.Deadline }),

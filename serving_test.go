@@ -32,7 +32,7 @@ func TestServingSettings(t *testing.T) {
 		"not a number":         {atelier.ServingSettings{Deadline: math.NaN()}, onnx, "serving.deadline_ms is NaN"},
 		"delay without batch":  {atelier.ServingSettings{MaxDelay: 5}, onnx, "nothing to wait for"},
 		"memory without unit":  {atelier.ServingSettings{WorkerMemory: 512}, script, "no Python process has less"},
-		"workers for ONNX":     {atelier.ServingSettings{Workers: 2}, onnx, "serving.workers is for models of the kind python, and version 2 of m is of the kind onnx"},
+		"workers for ONNX":     {atelier.ServingSettings{Workers: 2}, onnx, "serving.workers is for models of the kind python or mlflow or pickle, and version 2 of m is of the kind onnx"},
 		"batches for a script": {atelier.ServingSettings{MaxBatch: 2}, script, "of the kind python"},
 	} {
 		err := c.settings.Check()

@@ -14,7 +14,7 @@ import (
 
 // Features are the optional parts of the wire protocol that this agent
 // understands: what DesiredState.Requires may name.
-var Features = []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeaturePython, atelier.FeatureServing, atelier.FeatureStage}
+var Features = []string{atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeaturePredictors, atelier.FeaturePython, atelier.FeatureServing, atelier.FeatureStage}
 
 // Options say what to look at.
 type Options struct {

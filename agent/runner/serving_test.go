@@ -26,6 +26,14 @@ func TestServingFlags(t *testing.T) {
 	if at < 0 || !slices.Equal(got[at:len(got)-1], want) {
 		t.Errorf("it is started as %q", got)
 	}
+	for kind, flag := range map[string]string{atelier.VariantMLflow: "--mlflow", atelier.VariantPickle: "--pickle"} {
+		m := d.scripted(d.module("c", "c"), packed(t, "python"))
+		m.Model.Variant.Kind = kind
+		i := newInstance(r, m)
+		if c := i.spec().Command; !slices.Contains(c, flag) || !slices.Contains(c, i.interpreter()) || slices.Contains(c, "--script") || i.target != nil {
+			t.Errorf("one of the kind %s is started as %q", kind, c)
+		}
+	}
 	if len(before) != len(got)-len(want)+1 || slices.Contains(before, "--threads") {
 		t.Errorf("one without settings is started as %q", before)
 	}

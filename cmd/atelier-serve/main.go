@@ -1,6 +1,7 @@
 // Command atelier-serve is the model server of one module: ONNX Runtime behind
 // Open Inference Protocol v2 (REST and gRPC), POST /score and MLflow's POST
-// /invocations, or a scoring script in Python.
+// /invocations; an MLflow model or a pickled estimator behind the same, in Python; or a
+// scoring script in Python.
 //
 // It exits with 65 where the model cannot be loaded, 69 where the runtime or the
 // interpreter cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), 70 where the model
@@ -48,6 +49,7 @@ type config struct {
 	spin                                          bool
 	maxBody                                       int64
 	script                                        scriptConfig
+	predictor                                     predictorConfig
 	batching                                      serving.Batching
 }
 
@@ -102,11 +104,17 @@ func parse(args []string) (config, error) {
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
 	flags.DurationVar(&c.deadline, "deadline", 0, "how long a request may take for the model, a `DURATION` (0: no bound); a worker whose run() takes longer is ended (0: 1m)")
 	c.script.flags(flags)
+	c.predictor.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
-	if c.script.script != "" {
+	if c.predictor.given() {
+		if err := c.predictor.check(&c.script); err != nil {
+			return c, &exitError{exitUsage, err}
+		}
+		needed = map[string]string{"--name": c.name}
+	} else if c.script.script != "" {
 		if err := c.script.check(c.golden != ""); err != nil {
 			return c, &exitError{exitUsage, err}
 		}
@@ -142,8 +150,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w", c.listen, err)
 	}
+	var answers http.Handler = handler
+	if c.predictor.given() {
+		answers = withIDs(handler)
+	}
 	server := &http.Server{
-		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler: answers, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}
 	// gRPC's clients begin with HTTP/2 at once.
@@ -153,11 +165,24 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
-	model, err := load(ctx, c, log)
+	var model *serving.Model
+	var gone <-chan struct{} // closed when the model can serve no longer; why then tells the reason
+	var why func() error
+	if c.predictor.given() {
+		model, gone, why, err = loadPredictor(ctx, c, log)
+	} else {
+		model, err = load(ctx, c, log)
+	}
+	if ctx.Err() != nil && err != nil {
+		return server.Close() // it was asked to end
+	}
 	if err != nil {
 		return errors.Join(err, server.Close())
 	}
-	giveBack, err := borrow(c, handler, log)
+	giveBack := func(context.Context) error { return nil }
+	if !c.predictor.given() { // a hop costs little beside Python
+		giveBack, err = borrow(c, handler, log)
+	}
 	if err != nil {
 		// A path that is too long for a second socket, perhaps.
 		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
@@ -169,6 +194,8 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	select {
 	case err := <-served:
 		failed = fmt.Errorf("stopped listening: %w", err)
+	case <-gone:
+		failed = why()
 	case <-ctx.Done():
 		log.Info("stopping")
 	}

@@ -35,7 +35,7 @@ func (c *scriptConfig) flags(flags *flag.FlagSet) {
 	flags.StringVar(&c.script, "script", "", "serve this scoring script, a `FILE`, in place of an ONNX file; needs --model-dir and --python")
 	flags.StringVar(&c.modelDir, "model-dir", "", "the `DIRECTORY` that the script finds as AZUREML_MODEL_DIR")
 	flags.StringVar(&c.python, "python", "", "the interpreter that runs the script, a `FILE`")
-	flags.IntVar(&c.workers, "workers", python.DefaultWorkers, "processes that run the script, each with its own init(), a `NUMBER` (0: one for each processor)")
+	flags.IntVar(&c.workers, "workers", python.DefaultWorkers, "processes that run the script, or the model of --mlflow or --pickle, a `NUMBER` (0: one for each processor)")
 	flags.Int64Var(&c.memory, "worker-memory", 0, "replace a worker that has more resident memory than these `BYTES`; end it at once at twice as much (0: no limit)")
 	flags.Int64Var(&c.requests, "worker-requests", 0, "replace a worker after this `NUMBER` of requests (0: never)")
 	flags.DurationVar(&c.initTimeout, "init-timeout", python.DefaultInitTimeout, "give up a script that is not ready after this `DURATION`")
@@ -49,6 +49,13 @@ func (c *scriptConfig) check(golden bool) error {
 		return errors.New("--script needs --model-dir; see atelier-serve --help")
 	case c.python == "":
 		return errors.New("--script needs --python; see atelier-serve --help")
+	}
+	return c.checkWorkers()
+}
+
+// checkWorkers checks what concerns the processes that run Python.
+func (c *scriptConfig) checkWorkers() error {
+	switch {
 	case c.workers < 0 || c.memory < 0 || c.requests < 0:
 		return errors.New("--workers, --worker-memory and --worker-requests must not be negative")
 	case c.initTimeout <= 0:

@@ -204,6 +204,10 @@ func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *
 		if len(r.Arch) > 0 && !slices.Contains(r.Arch, d.Facts.Arch) {
 			continue
 		}
+		if (variant.Kind == atelier.VariantMLflow || variant.Kind == atelier.VariantPickle) && !slices.Contains(d.Facts.Features, atelier.FeaturePredictors) {
+			why = atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("The agent on %s does not know how to run models of the kind %s.", d.Name, variant.Kind))
+			continue
+		}
 		if variant.Kind == atelier.VariantPython && !slices.Contains(d.Facts.Features, atelier.FeaturePython) {
 			why = atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("The agent on %s does not know how to run scoring scripts.", d.Name))
 			continue

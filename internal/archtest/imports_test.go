@@ -31,6 +31,7 @@ var layers = []layer{
 	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
 	{"internal/environment", []string{""}, "builder and agent share the form of environments"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
+	{"internal/mlflow", []string{""}, "registry and serving share it"},
 	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
 	{"internal/broker", []string{"", "internal/wire"}, "the broker carries messages and knows no meaning"},
@@ -41,7 +42,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
-	{"serving", []string{"", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
+	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable"}, "the data side of a device works without the control side"},
 
 	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
 
@@ -50,7 +51,7 @@ var layers = []layer{
 	{"hub/access", []string{"", "hub/store", "hub/catalog"}, "decisions may not depend on what is decided about"},
 	{"hub/vault", []string{"", "internal/durable", "hub/store", "hub/catalog"}, "secrets are sealed, not interpreted"},
 	{"hub/authority", []string{"", "internal/durable", "internal/trust", "internal/wire", "hub/store", "hub/catalog"}, "certificates and keys know nothing of models"},
-	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
+	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/mlflow", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
