@@ -92,7 +92,8 @@ type DeviceStatus struct {
 	Received   int64      `json:"received_bytes,omitempty"` // see SlotStatus
 	Way        string     `json:"way,omitempty"`
 	Restarts   int        `json:"restarts"`
-	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
+	Provider   string     `json:"provider,omitempty"` // see ModuleHealth
+	Address    string     `json:"address,omitempty"`  // URL of the endpoint on the device
 	// Staged is how far the device is with the version that the deployment has
 	// staged: in the state Staged it is ready to switch.
 	Staged *SlotStatus `json:"staged,omitempty"`

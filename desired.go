@@ -169,8 +169,10 @@ type SlotStatus struct {
 	// Received is how many bytes came over the wire for it since the agent started,
 	// and Way how: "whole", or "difference" where one of its files was made of a
 	// difference. Both are empty where everything was there.
-	Received int64     `json:"received_bytes,omitempty"`
-	Way      string    `json:"way,omitempty"`
-	Restarts int       `json:"restarts,omitempty"`
+	Received int64  `json:"received_bytes,omitempty"`
+	Way      string `json:"way,omitempty"`
+	Restarts int    `json:"restarts,omitempty"`
+	// Provider is the execution provider that it runs on; see ModuleHealth.
+	Provider string    `json:"provider,omitempty"`
 	Since    time.Time `json:"since"`
 }

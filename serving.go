@@ -30,6 +30,9 @@ type ServingSettings struct {
 	WorkerMemory int64 `json:"worker_memory_bytes,omitempty"`
 	// Deadline is how long one request may take, in milliseconds.
 	Deadline float64 `json:"deadline_ms,omitempty"`
+	// Providers are the execution providers that an ONNX model may run on, the preferred
+	// one first, with commas; see ParseProviders. It runs on the processor where none can.
+	Providers string `json:"providers,omitempty"`
 }
 
 // ServingChange says what to change of ServingSettings: nil leaves a field as it is, 0
@@ -42,6 +45,7 @@ type ServingChange struct {
 	Workers      *int     `json:"workers,omitempty"`
 	WorkerMemory *int64   `json:"worker_memory_bytes,omitempty"`
 	Deadline     *float64 `json:"deadline_ms,omitempty"`
+	Providers    *string  `json:"providers,omitempty"`
 }
 
 // To returns s as c changes it.
@@ -56,6 +60,7 @@ func (c *ServingChange) To(s ServingSettings) ServingSettings {
 	change(&s.Workers, c.Workers)
 	change(&s.WorkerMemory, c.WorkerMemory)
 	change(&s.Deadline, c.Deadline)
+	change(&s.Providers, c.Providers)
 	return s
 }
 
@@ -81,7 +86,7 @@ type servingField struct {
 	name, flag string
 	kinds      []string // nil for all
 	value      func(ServingSettings) float64
-	most       float64
+	most       float64 // Inf where value is none but tells whether it is set
 	text       func(ServingSettings) string
 }
 
@@ -107,8 +112,20 @@ var servingFields = func() []servingField {
 			func(s ServingSettings) string { return FormatBytes(s.WorkerMemory) },
 		},
 		millis("deadline_ms", "deadline", nil, func(s ServingSettings) float64 { return s.Deadline }),
+		{
+			"providers", "providers", onnx, func(s ServingSettings) float64 { return float64(len(s.Providers)) }, math.Inf(1),
+			func(s ServingSettings) string { return s.Providers },
+		},
 	}
 }()
+
+// none is the value that takes the setting away on a command line.
+func (f *servingField) none() string {
+	if f.flag == "providers" {
+		return `""`
+	}
+	return "0"
+}
 
 // Millis is a number of milliseconds as a duration.
 func Millis(ms float64) time.Duration {
@@ -127,6 +144,9 @@ func (s ServingSettings) Check() error {
 		return Errorf(Invalid, "serving.max_delay_ms is %v and serving.max_batch is %d: a request has nothing to wait for", s.MaxDelay, s.MaxBatch).
 			WithField("serving.max_delay_ms").WithRemedy("Set --max-batch to 2 rows or more as well, or --max-delay to 0.")
 	}
+	if _, err := ParseProviders(s.Providers); err != nil {
+		return err
+	}
 	if m := s.WorkerMemory; m > 0 && m < minWorkerMemory {
 		return Errorf(Invalid, "serving.worker_memory_bytes is %d, no Python process has less than %s", m, FormatBytes(minWorkerMemory)).
 			WithField("serving.worker_memory_bytes").WithRemedy("Write it with its unit, such as --worker-memory 512MiB.")
@@ -137,7 +157,8 @@ func (s ServingSettings) Check() error {
 // CheckFor returns an error with the code Invalid where s sets what is of no use for
 // any variant of v.
 func (s ServingSettings) CheckFor(v *Version) error {
-	for _, f := range servingFields {
+	for i := range servingFields {
+		f := &servingFields[i]
 		if f.value(s) == 0 || f.kinds == nil || slices.ContainsFunc(v.Variants, func(v Variant) bool { return slices.Contains(f.kinds, v.Kind) }) {
 			continue
 		}
@@ -147,7 +168,7 @@ func (s ServingSettings) CheckFor(v *Version) error {
 		}
 		return Errorf(Invalid, "serving.%s is for models of the kind %s, and version %d of %s is of the kind %s",
 			f.name, strings.Join(f.kinds, " or "), v.Number, v.Model, strings.Join(slices.Compact(kinds), ", ")).
-			WithField("serving."+f.name).WithRemedy("Leave it out, or take it away with --%s 0.", f.flag)
+			WithField("serving."+f.name).WithRemedy("Leave it out, or take it away with '--%s %s'.", f.flag, f.none())
 	}
 	return nil
 }

@@ -32,6 +32,10 @@ func TestServingSettings(t *testing.T) {
 		"not a number":         {atelier.ServingSettings{Deadline: math.NaN()}, onnx, "serving.deadline_ms is NaN"},
 		"delay without batch":  {atelier.ServingSettings{MaxDelay: 5}, onnx, "nothing to wait for"},
 		"memory without unit":  {atelier.ServingSettings{WorkerMemory: 512}, script, "no Python process has less"},
+		"providers":            {atelier.ServingSettings{Providers: "tensorrt,cuda,cpu"}, onnx, ""},
+		"unknown provider":     {atelier.ServingSettings{Providers: "gpu"}, onnx, `provider "gpu" is unknown`},
+		"a provider twice":     {atelier.ServingSettings{Providers: "cuda,cuda"}, onnx, "named twice"},
+		"providers of scripts": {atelier.ServingSettings{Providers: "cuda"}, script, "serving.providers is for models of the kind onnx"},
 		"workers for ONNX":     {atelier.ServingSettings{Workers: 2}, onnx, "serving.workers is for models of the kind python or mlflow or pickle, and version 2 of m is of the kind onnx"},
 		"batches for a script": {atelier.ServingSettings{MaxBatch: 2}, script, "of the kind python"},
 	} {

@@ -25,6 +25,10 @@ type Model struct {
 	// no bound. It is not changed once requests come.
 	Deadline time.Duration
 
+	// Health is what the answer to a health probe says of the model. It is not changed
+	// once requests come.
+	Health atelier.ModuleHealth
+
 	head atomic.Pointer[keptHead]
 }
 

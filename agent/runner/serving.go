@@ -26,5 +26,8 @@ func servingFlags(s atelier.ServingSettings) []string {
 	count("--workers", int64(s.Workers))
 	count("--worker-memory", s.WorkerMemory)
 	duration("--deadline", s.Deadline)
+	if s.Providers != "" {
+		flags = append(flags, "--providers", s.Providers)
+	}
 	return flags
 }

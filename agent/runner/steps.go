@@ -222,7 +222,13 @@ const probeTimeout = 10 * time.Second
 func (i *instance) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	return i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
+	h, err := i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
+	if err == nil {
+		i.mu.Lock()
+		i.status.Provider, i.fallback = h.Provider, h.Fallback
+		i.mu.Unlock()
+	}
+	return err
 }
 
 // missedProbes is how many probes in a row a serving module may leave unanswered.

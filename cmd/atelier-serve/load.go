@@ -29,12 +29,15 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		return nil, &exitError{exitRuntime, err}
 	}
 	begin := time.Now()
-	threads := c.threads
+	threads, cores := c.threads, processors()
+	if threads == 0 && cores < runtime.NumCPU() {
+		threads = cores // the library counts processors, not the time that a group allows
+	}
 	model, inference, err := open(ctx, c, library, threads, log)
 	if err != nil {
 		return nil, err
 	}
-	if threads == 0 && runtime.NumCPU() > 1 && inference > 0 && inference < quick && time.Since(begin) < unnoticed {
+	if c.threads == 0 && threads != 1 && cores > 1 && inference > 0 && inference < quick && time.Since(begin) < unnoticed {
 		threads = 1
 		if err := model.Close(); err != nil {
 			return nil, err
@@ -52,7 +55,10 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		}
 		log.Warn("requests run one by one", "error", err)
 	}
-	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
+	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads, "provider", model.Health.Provider)
+	if why := model.Health.Fallback; why != "" {
+		log.Warn("another execution provider was preferred", "why", why)
+	}
 	return model, nil
 }
 
@@ -81,7 +87,7 @@ func prove(ctx context.Context, c config, model *serving.Model, log *slog.Logger
 // open loads the model and warms it. It returns how long an inference of zeros
 // takes when the model is warm, 0 where it does not take zeros.
 func open(ctx context.Context, c config, library *onnxruntime.Library, threads int, log *slog.Logger) (_ *serving.Model, inference time.Duration, err error) {
-	engine, err := library.Open(c.model, onnxruntime.Options{Threads: threads, Spin: c.spin})
+	engine, err := library.Open(c.model, onnxruntime.Options{Threads: threads, Spin: c.spin, Providers: c.providers})
 	if err != nil {
 		return nil, 0, &exitError{exitModel, err}
 	}
@@ -90,16 +96,17 @@ func open(ctx context.Context, c config, library *onnxruntime.Library, threads i
 	}
 	concurrency := c.concurrency
 	if concurrency == 0 {
-		concurrency = 2 * runtime.NumCPU()
+		concurrency = 2 * processors()
 		if c.batching.MaxRows > 1 { // more at a time would take rows from each other's batches
 			concurrency = 1
 			if threads > 0 {
-				concurrency = max(1, runtime.NumCPU()/threads)
+				concurrency = max(1, processors()/threads)
 			}
 		}
 	}
 	model := serving.NewModel(c.name, c.version, engine, concurrency)
 	model.Deadline = c.deadline
+	model.Health = atelier.ModuleHealth{Provider: engine.Provider(), Fallback: engine.Fallback()}
 	const times = 3 // the first is the cold one
 	for range times {
 		begin := time.Now()

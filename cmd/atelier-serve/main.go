@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
 )
 
@@ -46,6 +47,7 @@ type config struct {
 	name, version, model, runtime, listen, golden string
 	threads, concurrency                          int
 	deadline                                      time.Duration
+	providers                                     []string
 	spin                                          bool
 	maxBody                                       int64
 	script                                        scriptConfig
@@ -96,9 +98,10 @@ func parse(args []string) (config, error) {
 	flags.StringVar(&c.runtime, "runtime", "", "ONNX Runtime's shared library, a `FILE`")
 	flags.StringVar(&c.golden, "golden", "", "golden inputs that the model must pass before it is ready, a `FILE`")
 	flags.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`ADDRESS` to answer on: host:port, or unix:PATH")
-	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
+	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor that the process may use, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
+	providers := flags.String("providers", "", "execution providers that the model may run on, the preferred one first, a `LIST` such as cuda,cpu (default the processor)")
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
@@ -107,6 +110,10 @@ func parse(args []string) (config, error) {
 	c.predictor.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
+	}
+	var err error
+	if c.providers, err = atelier.ParseProviders(*providers); err != nil {
+		return c, &exitError{exitUsage, fmt.Errorf("--providers: %w", err)}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
 	if c.predictor.given() {

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/mlflow"
@@ -68,7 +67,7 @@ func loadPredictor(ctx context.Context, c config, log *slog.Logger) (m *serving.
 	}
 	s := c.script
 	if s.workers == 0 {
-		s.workers = runtime.NumCPU()
+		s.workers = processors()
 	}
 	pool, err := python.Start(ctx, python.Options{
 		Python: s.python, Predictor: source, Workers: s.workers, Memory: s.memory, Requests: s.requests,

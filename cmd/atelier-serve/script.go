@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -69,7 +68,7 @@ func (c *scriptConfig) checkWorkers() error {
 func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	s := c.script
 	if s.workers == 0 {
-		s.workers = runtime.NumCPU()
+		s.workers = processors()
 	}
 	for _, path := range []*string{&s.script, &s.modelDir} {
 		absolute, err := filepath.Abs(*path) // scripts change their directory

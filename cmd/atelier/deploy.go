@@ -39,8 +39,8 @@ that is away gets it when it comes back (--no-wait returns at once).
 With --prefetch the devices only fetch the version, and go on with what they run; --switch then changes all of them within
 seconds. One that does not have all of it yet changes when it has. To deploy any version without either takes a prefetch back.
 
-How a module answers requests is set with --max-batch, --max-delay, --threads and --concurrency (ONNX models), --workers and --worker-memory
-(scoring scripts) and --deadline; 0 leaves it to the model server again. A change begins a new rollout, and no request is dropped.
+How a module answers requests is set with --max-batch, --max-delay, --threads, --concurrency and --providers (ONNX models), --workers and
+--worker-memory (what runs in Python) and --deadline; 0 leaves it to the model server again. A change begins a new rollout, and no request is dropped.
 
 With --plan nothing is changed. It says, per device and in all, what would come over the wire and onto the disk, in which way and
 why, how long that takes at the device's rate, and which devices would not take it. The wire's bytes are those of content with its
@@ -266,6 +266,8 @@ func statusLine(s atelier.DeviceStatus) string {
 	switch {
 	case s.State() == atelier.Serving && s.Version == s.Wanted && s.Way == "difference":
 		return fmt.Sprintf("serves version %d; of its %s, %s came over the wire", s.Version, atelier.FormatBytes(s.Size), atelier.FormatBytes(s.Received))
+	case s.State() == atelier.Serving && s.Version == s.Wanted && s.Why().Reason() == atelier.ReasonProviderFallback:
+		return fmt.Sprintf("serves version %d, %s: %s", s.Version, s.Why().Reason(), firstLine(s.Why().Message()))
 	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
 	}
@@ -383,11 +385,26 @@ func selected(s atelier.Selector) string {
 	return strings.Join(parts, " or ")
 }
 
+// providerCell tells what a module runs on, and whether another one was preferred.
+func providerCell(s atelier.DeviceStatus) string {
+	switch {
+	case s.Provider == "":
+		return "-"
+	case s.Why().Reason() == atelier.ReasonProviderFallback:
+		return s.Provider + " (fallback)"
+	}
+	return s.Provider
+}
+
 func statusesTable(all []atelier.DeviceStatus) table {
 	t := table{head: []string{"DEVICE", "STATE", "VERSION", "WANTED", "RESTARTS", "ADDRESS"}}
 	staged := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Staged != nil })
 	if staged {
 		t.head = append(t.head, "STAGED")
+	}
+	provided := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Provider != "" })
+	if provided {
+		t.head = append(t.head, "PROVIDER")
 	}
 	number := func(version int) string {
 		if version == 0 {
@@ -399,6 +416,9 @@ func statusesTable(all []atelier.DeviceStatus) table {
 		cells := []string{s.DeviceName, string(s.State()), number(s.Version), number(s.Wanted), strconv.Itoa(s.Restarts), s.Address}
 		if staged {
 			cells = append(cells, stagedCell(s))
+		}
+		if provided {
+			cells = append(cells, providerCell(s))
 		}
 		t.add(cells...)
 	}

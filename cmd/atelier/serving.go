@@ -14,7 +14,7 @@ import (
 type servingFlags struct {
 	maxBatch, threads, concurrency, workers int
 	maxDelay, deadline                      time.Duration
-	workerMemory                            string
+	workerMemory, providers                 string
 
 	change *atelier.ServingChange // nil where nothing was given; read fills it in
 }
@@ -26,6 +26,7 @@ func (f *servingFlags) add(flags *pflag.FlagSet) {
 	flags.IntVar(&f.concurrency, "concurrency", 0, "inferences of an ONNX model at a time")
 	flags.IntVar(&f.workers, "workers", 0, "processes that run a scoring script")
 	flags.StringVar(&f.workerMemory, "worker-memory", "", "memory at which one of them is replaced, such as 512MiB")
+	flags.StringVar(&f.providers, "providers", "", "what an ONNX model may run on, the preferred one first: cuda,cpu for example")
 	flags.DurationVar(&f.deadline, "deadline", 0, "how long one request may take")
 }
 
@@ -36,6 +37,7 @@ func (f *servingFlags) read(flags *pflag.FlagSet) error {
 	given(flags, "threads", &c.Threads, f.threads)
 	given(flags, "concurrency", &c.Concurrency, f.concurrency)
 	given(flags, "workers", &c.Workers, f.workers)
+	given(flags, "providers", &c.Providers, f.providers)
 	given(flags, "max-delay", &c.MaxDelay, millis(f.maxDelay))
 	given(flags, "deadline", &c.Deadline, millis(f.deadline))
 	if flags.Changed("worker-memory") {

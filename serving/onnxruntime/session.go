@@ -25,6 +25,9 @@ type Options struct {
 	// Spin lets those threads wait for work actively for a moment after each
 	// inference: quicker answers under load, for processor time when idle.
 	Spin bool
+	// Providers are the execution providers that the model may run on, the preferred
+	// one first, by atelier's names; the processor is always the last.
+	Providers []string
 }
 
 // Model is one loaded model. It implements serving.Engine.
@@ -35,6 +38,8 @@ type Model struct {
 	inputs    []port
 	outputs   []port
 	skipped   []string
+	provider  string // what it runs on
+	fallback  string // a sentence on what was preferred; "" where nothing was
 
 	mu     sync.RWMutex // held for reading by each Infer, for writing by Close
 	closed bool
@@ -56,10 +61,8 @@ var elementTypes = map[serving.Datatype]uintptr{
 	serving.Bytes: 8, serving.Bool: 9, serving.FP16: 10, serving.FP64: 11, serving.Uint32: 12, serving.Uint64: 13, serving.BF16: 16,
 }
 
-// Open loads the ONNX model at path. Where the library refuses it, the error has
-// the code Corrupt and carries the library's words; Unsupported where the model
-// takes something else than tensors.
-func (l *Library) Open(path string, options Options) (*Model, error) {
+// open loads the model on one execution provider.
+func (l *Library) open(path, provider string, options Options) (*Model, error) {
 	refuse := func(err error) error {
 		return atelier.Errorf(atelier.Corrupt, "ONNX Runtime %s cannot load the model %s: %w", l.version, path, err).
 			WithRemedy("Check the model with the library's own tools, and that this version of the library knows its operators.")
@@ -83,6 +86,11 @@ func (l *Library) Open(path string, options Options) (*Model, error) {
 	)
 	if err != nil {
 		return nil, refuse(err)
+	}
+	if provider != atelier.ProviderCPU {
+		if err := l.use(opts, provider); err != nil {
+			return nil, atelier.Errorf(atelier.Unsupported, "the library refuses the provider: %w", err)
+		}
 	}
 	m := &Model{lib: l}
 	file := cString(path)
