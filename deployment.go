@@ -11,10 +11,11 @@ type Deployment struct {
 	Version     int    `json:"version"`    // the version's number; always resolved, never "latest"
 	VersionID   string `json:"version_id"` // the version's id
 	// Endpoint is the name under which the devices' gateways serve the module.
-	Endpoint string   `json:"endpoint"`
-	Selector Selector `json:"selector"`
-	Target   string   `json:"target,omitempty"` // the kind of target; "" is the device's own default
-	Limits   Limits   `json:"limits"`
+	Endpoint string          `json:"endpoint"`
+	Selector Selector        `json:"selector"`
+	Target   string          `json:"target,omitempty"` // the kind of target; "" is the device's own default
+	Limits   Limits          `json:"limits"`
+	Serving  ServingSettings `json:"serving,omitzero"`
 	// Rollout is the id of the deployment's present content: a new one with each
 	// change of version, selector, limits or settings. Request ids carry it.
 	Rollout string `json:"rollout"`
@@ -95,7 +96,8 @@ type DeviceStatus struct {
 	Received   int64      `json:"received_bytes,omitempty"` // see SlotStatus
 	Way        string     `json:"way,omitempty"`
 	Restarts   int        `json:"restarts"`
-	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
+	Provider   string     `json:"provider,omitempty"` // see ModuleHealth
+	Address    string     `json:"address,omitempty"`  // URL of the endpoint on the device
 	// Staged is how far the device is with the version that the deployment has
 	// staged: in the state Staged it is ready to switch.
 	Staged *SlotStatus `json:"staged,omitempty"`

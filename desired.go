@@ -54,6 +54,10 @@ const FeaturePacked = "packed"
 // VariantPython.
 const FeaturePython = "python"
 
+// FeaturePredictors is what agents list in Facts.Features that run variants of the kinds
+// VariantMLflow and VariantPickle.
+const FeaturePredictors = "predictors"
+
 // Position is a point in the order of a device's desired states.
 type Position struct {
 	Epoch      uint64 `json:"epoch"`
@@ -78,11 +82,13 @@ type Module struct {
 	Target     string `json:"target"`  // kind of target
 	// Package is the digest of the package that is run: the version's digest
 	// until packages carry code and environment too.
-	Package  Digest         `json:"package"`
-	Model    ModuleModel    `json:"model"`
-	Runtime  *ModuleRuntime `json:"runtime,omitempty"`
-	Limits   Limits         `json:"limits"`
-	Endpoint ModuleEndpoint `json:"endpoint"`
+	Package Digest         `json:"package"`
+	Model   ModuleModel    `json:"model"`
+	Runtime *ModuleRuntime `json:"runtime,omitempty"`
+	Limits  Limits         `json:"limits"`
+	// Serving is sent to agents that have FeatureServing.
+	Serving  ServingSettings `json:"serving,omitzero"`
+	Endpoint ModuleEndpoint  `json:"endpoint"`
 	// Collect says which requests are recorded. It may change without a new rollout. Sent
 	// to agents that have FeatureCollect.
 	Collect *Collection `json:"collect,omitempty"`
@@ -183,9 +189,11 @@ type SlotStatus struct {
 	// Received is how many bytes came over the wire for it since the agent started,
 	// and Way how: "whole", or "difference" where one of its files was made of a
 	// difference. Both are empty where everything was there.
-	Received int64     `json:"received_bytes,omitempty"`
-	Way      string    `json:"way,omitempty"`
-	Restarts int       `json:"restarts,omitempty"`
+	Received int64  `json:"received_bytes,omitempty"`
+	Way      string `json:"way,omitempty"`
+	Restarts int    `json:"restarts,omitempty"`
+	// Provider is the execution provider that it runs on; see ModuleHealth.
+	Provider string    `json:"provider,omitempty"`
 	Since    time.Time `json:"since"`
 	// Split is what of the requests a trial gets now; nil while it gets nothing, and for
 	// everything else.

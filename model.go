@@ -33,6 +33,8 @@ type Version struct {
 const (
 	VariantONNX   = "onnx"   // a model that ONNX Runtime runs
 	VariantPython = "python" // a scoring script, with the environment that it runs in
+	VariantMLflow = "mlflow" // a directory that MLflow wrote, with its environment; the entry is its MLmodel
+	VariantPickle = "pickle" // an estimator in a file of joblib's or pickle's, with its environment
 )
 
 // Variant is one form of a model version, for one kind of engine. A device
@@ -44,9 +46,14 @@ type Variant struct {
 	Files     []File       `json:"files"`
 	Requires  Requirements `json:"requires"`
 	Signature *Signature   `json:"signature,omitempty"`
-	// Environment is what a VariantPython runs in, for the one architecture that it
+	// Environment is what a variant in Python runs in, for the one architecture that it
 	// requires; nil for other kinds.
 	Environment *VariantEnvironment `json:"environment,omitempty"`
+}
+
+// InPython reports whether v runs in a Python environment.
+func (v *Variant) InPython() bool {
+	return v.Kind == VariantPython || v.Kind == VariantMLflow || v.Kind == VariantPickle
 }
 
 // Content returns every file that v is made of, its environment's among them.

@@ -127,11 +127,15 @@ func (h *Handler) failed(path string, err error) Answer {
 	if code == atelier.Internal {
 		h.log.Error("a request failed", "path", path, "error", err)
 	}
-	text, err := json.Marshal(body)
-	if err != nil { // of strings: it does not happen
+	text, failed := json.Marshal(body)
+	if failed != nil { // of strings: it does not happen
 		text = []byte(`{"error":"the answer cannot be encoded","code":"internal"}`)
 	}
 	a := Answer{Status: code.HTTPStatus(), ContentType: "application/json", Body: text}
+	var own interface{ HTTPStatus() int }
+	if errors.As(err, &own) {
+		a.Status = own.HTTPStatus() // what no code stands for
+	}
 	if code == atelier.Exhausted || code == atelier.Unavailable {
 		a.RetryAfter = retryAfter
 	}

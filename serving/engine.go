@@ -31,6 +31,14 @@ type Engine interface {
 	Close() error
 }
 
+// Invoker is an Engine that answers MLflow's POST /invocations itself.
+type Invoker interface {
+	Engine
+	// Invoke answers a body of the given type, "" where none was given. An error is one
+	// that Infer could return. Nothing of body is kept.
+	Invoke(ctx context.Context, contentType string, body []byte) (Answer, error)
+}
+
 // Tensor is one input or output. Data holds the elements in row-major order,
 // little-endian, as Open Inference Protocol's binary form has them; for BYTES
 // Data is nil and Strings holds the elements.

@@ -134,11 +134,15 @@ func (h *Handler) live(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (h *Handler) ready(w http.ResponseWriter, _ *http.Request) {
-	status, ready := http.StatusOK, h.model.Load() != nil
-	if !ready {
-		status = http.StatusServiceUnavailable
+	m := h.model.Load()
+	if m == nil {
+		h.write(w, http.StatusServiceUnavailable, map[string]any{"ready": false})
+		return
 	}
-	h.write(w, status, map[string]any{"ready": ready})
+	h.write(w, http.StatusOK, struct {
+		Ready bool `json:"ready"`
+		atelier.ModuleHealth
+	}{true, m.Health})
 }
 
 // named returns the model that the path names, if it is this one and ready.

@@ -59,6 +59,13 @@ func (h *Handler) Invocations(ctx context.Context, contentType string, body []by
 	if err != nil {
 		return h.failedInvocation(err)
 	}
+	if e, ok := m.Engine.(Invoker); ok {
+		a, err := e.Invoke(ctx, contentType, body)
+		if err != nil {
+			return h.failedInvocation(err)
+		}
+		return a
+	}
 	answer, err := m.invoke(ctx, contentType, body)
 	if err != nil {
 		return h.failedInvocation(err)

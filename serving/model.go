@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/collect"
@@ -21,6 +22,13 @@ type Model struct {
 	// waiting bounds those that wait for a slot besides.
 	waiting chan struct{}
 	batch   *batcher // nil where requests run one by one
+	// Deadline is how long a request may take from when it was read to its result; 0 is
+	// no bound. It is not changed once requests come.
+	Deadline time.Duration
+
+	// Health is what the answer to a health probe says of the model. It is not changed
+	// once requests come.
+	Health atelier.ModuleHealth
 
 	head atomic.Pointer[keptHead] // of requests with binary tensors
 	rest atomic.Pointer[keptHead] // of those in JSON, without their numbers
@@ -53,6 +61,11 @@ func (m *Model) infer(ctx context.Context, inputs []Tensor, indices []int) ([]Te
 
 // run runs the model when it is its turn.
 func (m *Model) run(ctx context.Context, inputs []Tensor, outputs []int) ([]Tensor, error) {
+	if m.Deadline > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, m.Deadline)
+		defer cancel()
+	}
 	if m.batch != nil {
 		return m.batch.infer(ctx, inputs, outputs)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
@@ -306,4 +307,19 @@ func FuzzInfer(f *testing.F) {
 			t.Errorf("%d %s", code, w.Body)
 		}
 	})
+}
+
+// A request that takes longer than its model's deadline is answered with that.
+func TestDeadline(t *testing.T) {
+	t.Parallel()
+	d := newDoubler()
+	d.gate = make(chan struct{}) // nobody opens it
+	m := serving.NewModel("m", "1", d, 1)
+	m.Deadline = time.Millisecond
+	h := serving.NewHandler("m", "1", "test", 0, slog.New(slog.DiscardHandler))
+	h.SetReady(m)
+	a := h.Score(t.Context(), []byte(`{"data":[[1]]}`))
+	if a.Status != http.StatusGatewayTimeout || !strings.Contains(string(a.Body), `"code":"timeout"`) {
+		t.Errorf("%d %s", a.Status, a.Body)
+	}
 }

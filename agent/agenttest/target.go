@@ -20,6 +20,7 @@ type Behaviour struct {
 	StartError error         // Start fails
 	Exit       *targets.Exit // it ends at once
 	Unready    bool          // it runs and never gets ready
+	Health     atelier.ModuleHealth
 }
 
 // Target is a targets.Target whose instances are entries in a map. It outlives
@@ -115,16 +116,24 @@ func (h *held) exit(e targets.Exit) {
 	}
 }
 
-// Ready tells whether the running instance that listens on socket is ready.
-func (t *Target) Ready(_ context.Context, socket string) error {
+// Ready tells whether the running instance that listens on socket is ready, and what
+// it says of itself.
+func (t *Target) Ready(_ context.Context, socket string) (atelier.ModuleHealth, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, h := range t.instances {
-		if h.spec.Socket == socket && h.status.Phase == targets.Running && (t.Behave == nil || !t.Behave(h.spec).Unready) {
-			return nil
+		if h.spec.Socket != socket || h.status.Phase != targets.Running {
+			continue
+		}
+		var b Behaviour
+		if t.Behave != nil {
+			b = t.Behave(h.spec)
+		}
+		if !b.Unready {
+			return b.Health, nil
 		}
 	}
-	return errors.New("not ready")
+	return atelier.ModuleHealth{}, errors.New("not ready")
 }
 
 // Crash ends an instance; an empty id ends all, as a reboot does.

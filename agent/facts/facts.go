@@ -14,7 +14,10 @@ import (
 
 // Features are the optional parts of the wire protocol that this agent
 // understands: what DesiredState.Requires may name.
-var Features = []string{atelier.FeatureCollect, atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeaturePython, atelier.FeatureStage, atelier.FeatureTrial}
+var Features = []string{
+	atelier.FeatureCollect, atelier.FeatureGolden, atelier.FeaturePacked, atelier.FeaturePredictors, atelier.FeaturePython, atelier.FeatureServing,
+	atelier.FeatureStage, atelier.FeatureTrial,
+}
 
 // Options say what to look at.
 type Options struct {

@@ -86,23 +86,31 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]by
 	return b, nil
 }
 
+// maxHealth bounds what a module says of itself.
+const maxHealth = 16 << 10
+
 // Ready asks the module that listens on the Unix socket at path whether it is
-// ready, as Open Inference Protocol v2 has it: nil means that it is.
-func Ready(ctx context.Context, path string) error {
+// ready, as Open Inference Protocol v2 has it, and what it says of itself: a nil error
+// means that it is. The model servers of before say nothing.
+func Ready(ctx context.Context, path string) (h atelier.ModuleHealth, err error) {
 	client := http.Client{Transport: overSocket(path)}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://module/v2/health/ready", nil)
 	if err != nil {
-		return err
+		return h, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return h, err
 	}
-	defer func() { _ = resp.Body.Close() }() // its status is all that counts
+	defer func() { _ = resp.Body.Close() }() // all of it that counts was read
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("it answers %s to its health probe", resp.Status)
+		return h, fmt.Errorf("it answers %s to its health probe", resp.Status)
 	}
-	return nil
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxHealth))
+	if err != nil || json.Unmarshal(b, &h) != nil {
+		h = atelier.ModuleHealth{} // its status is what counts
+	}
+	return h, nil
 }
 
 // Times of the supervisor.

@@ -204,12 +204,12 @@ func TestClient(t *testing.T) {
 	if _, err := c.Status(t.Context()); atelier.CodeOf(err) != atelier.Unavailable {
 		t.Errorf("without a gateway: %v", err)
 	}
-	if err := Ready(t.Context(), Socket(b.opts.Run)); err == nil {
+	if _, err := Ready(t.Context(), Socket(b.opts.Run)); err == nil {
 		t.Error("nobody is ready")
 	}
 	b.start()
 	b.serves()
-	if err := Ready(t.Context(), Socket(b.opts.Run)); err != nil {
+	if _, err := Ready(t.Context(), Socket(b.opts.Run)); err != nil {
 		t.Error(err)
 	}
 	if err := c.Apply(t.Context(), atelier.RouteTable{Sequence: 7, Device: "d"}); err != nil {

@@ -26,10 +26,11 @@ type instance struct {
 
 	told atelier.Reason // of the last failure; the working goroutine's own
 
-	mu     sync.Mutex
-	status atelier.SlotStatus
-	ready  bool
-	gone   bool
+	mu       sync.Mutex
+	status   atelier.SlotStatus
+	fallback string // what the module says of providers that were preferred
+	ready    bool
+	gone     bool
 }
 
 func newInstance(r *Runner, m atelier.Module) *instance {
@@ -71,6 +72,8 @@ func (i *instance) isRetired() bool {
 		return false
 	}
 }
+
+func (i *instance) fellBack() string { i.mu.Lock(); defer i.mu.Unlock(); return i.fallback }
 
 func (i *instance) isReady() bool { i.mu.Lock(); defer i.mu.Unlock(); return i.ready }
 func (i *instance) isGone() bool  { i.mu.Lock(); defer i.mu.Unlock(); return i.gone }

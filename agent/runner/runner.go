@@ -67,8 +67,9 @@ type Options struct {
 	Linked  func(d atelier.Digest, path string) (bool, error)
 	Targets []targets.Target
 	Gateway Gateway
-	// Ready asks the module at socket whether it is ready: nil means yes.
-	Ready func(ctx context.Context, socket string) error
+	// Ready asks the module at socket whether it is ready, and what it says of itself: a
+	// nil error means yes.
+	Ready func(ctx context.Context, socket string) (atelier.ModuleHealth, error)
 	// Memory returns how much memory is available on the device, in bytes; 0
 	// where that is not known.
 	Memory func() int64
@@ -388,7 +389,11 @@ func (r *Runner) slotStatus(slot *state.Slot, routed bool) *atelier.SlotStatus {
 	}
 	switch {
 	case routed && routesTo(r.inForce, slot.Module.Rollout):
-		s.Standing = atelier.Stand(atelier.Serving, r.taken())
+		why := r.taken()
+		if f := i.fellBack(); f != "" && why.Reason() == atelier.ReasonAsDesired {
+			why = atelier.Because(atelier.ReasonProviderFallback, f)
+		}
+		s.Standing = atelier.Stand(atelier.Serving, why)
 	case routed:
 		s.Standing = atelier.Stand(atelier.Standby, r.taken())
 	case r.unsaved != nil:

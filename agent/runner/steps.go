@@ -70,12 +70,12 @@ func (i *instance) check(context.Context) error {
 		return final(atelier.ReasonUnsupportedFeature, "this agent has no target of kind %q", i.module.Target)
 	}
 	switch v := i.module.Model.Variant; {
-	case v.Kind != atelier.VariantONNX && v.Kind != atelier.VariantPython:
+	case v.Kind != atelier.VariantONNX && !v.InPython():
 		return final(atelier.ReasonVariantMissing, "this agent cannot run a variant of kind %q", v.Kind)
 	case v.Kind == atelier.VariantONNX && i.module.Runtime == nil:
 		return final(atelier.ReasonRuntimeMissing, "the desired state names no runtime for the variant")
-	case v.Kind == atelier.VariantPython && v.Environment == nil:
-		return final(atelier.ReasonRuntimeMissing, "the desired state names no environment for the script")
+	case v.InPython() && v.Environment == nil:
+		return final(atelier.ReasonRuntimeMissing, "the desired state names no environment for the variant")
 	}
 	return nil
 }
@@ -141,14 +141,20 @@ func (i *instance) spec() targets.Spec {
 		"--version", strconv.Itoa(m.Model.Version),
 	}
 	entry := filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry))
-	if m.Model.Variant.Kind == atelier.VariantPython {
+	switch m.Model.Variant.Kind {
+	case atelier.VariantPython:
 		command = append(command, "--model-dir", filepath.Join(dir, modelDir), "--script", entry, "--python", i.interpreter())
-	} else {
+	case atelier.VariantMLflow:
+		command = append(command, "--mlflow", filepath.Dir(entry), "--python", i.interpreter())
+	case atelier.VariantPickle:
+		command = append(command, "--pickle", entry, "--python", i.interpreter())
+	default:
 		command = append(command, "--model", entry, "--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)))
-		if m.Model.Variant.HasGolden() {
-			command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
-		}
 	}
+	if m.Model.Variant.HasGolden() && m.Model.Variant.Kind != atelier.VariantPython {
+		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
+	}
+	command = append(command, servingFlags(m.Serving)...)
 	return targets.Spec{
 		ID:      i.id,
 		Command: append(command, "--listen", "unix:"+socket),
@@ -216,7 +222,13 @@ const probeTimeout = 10 * time.Second
 func (i *instance) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	return i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
+	h, err := i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
+	if err == nil {
+		i.mu.Lock()
+		i.status.Provider, i.fallback = h.Provider, h.Fallback
+		i.mu.Unlock()
+	}
+	return err
 }
 
 // missedProbes is how many probes in a row a serving module may leave unanswered.

@@ -75,7 +75,7 @@ func (e *exitError) Error() string {
 	case e.exit.Signal != "":
 		text = fmt.Sprintf("it was ended by signal %q", e.exit.Signal)
 	case e.exit.Code == exitModel:
-		text = "its model cannot be loaded"
+		text, most = "its model cannot be loaded", maxScriptLine
 	case e.exit.Code == exitRuntime:
 		text = "its runtime cannot be loaded"
 	case e.exit.Code == exitScript:

@@ -23,7 +23,11 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		return nil, &exitError{exitRuntime, err}
 	}
 	begin := time.Now()
-	engine, err := library.Open(c.model, onnxruntime.Options{Threads: c.threads, Spin: c.spin})
+	options := onnxruntime.Options{Threads: c.threads, Spin: c.spin, Providers: c.providers}
+	if n := processors(); n < runtime.NumCPU() {
+		options.Processors = n // the library counts processors, not the time that a group allows
+	}
+	engine, err := library.Open(c.model, options)
 	if err != nil {
 		return nil, &exitError{exitModel, err}
 	}
@@ -32,6 +36,8 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 	}
 	inference, threads := warm(ctx, c, engine, log)
 	model := serving.NewModel(c.name, c.version, engine, concurrency(c, threads))
+	model.Deadline = c.deadline
+	model.Health = atelier.ModuleHealth{Provider: engine.Provider(), Fallback: engine.Fallback()}
 	if err := prove(ctx, c, model, log); err != nil {
 		return nil, errors.Join(err, model.Close())
 	}
@@ -41,7 +47,10 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		}
 		log.Warn("requests run one by one", "error", err)
 	}
-	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
+	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads, "provider", model.Health.Provider)
+	if why := model.Health.Fallback; why != "" {
+		log.Warn("another execution provider was preferred", "why", why)
+	}
 	return model, nil
 }
 
@@ -95,9 +104,9 @@ func concurrency(c config, threads int) int {
 	case c.concurrency > 0:
 		return c.concurrency
 	case c.batching.MaxRows == 1:
-		return 2 * runtime.NumCPU()
+		return 2 * processors()
 	case threads > 0: // more at a time would take rows from each other's batches
-		return max(1, runtime.NumCPU()/threads)
+		return max(1, processors()/threads)
 	}
 	return 1
 }

@@ -1,6 +1,7 @@
 // Command atelier-serve is the model server of one module: ONNX Runtime behind
 // Open Inference Protocol v2 (REST and gRPC), POST /score and MLflow's POST
-// /invocations, or a scoring script in Python.
+// /invocations; an MLflow model or a pickled estimator behind the same, in Python; or a
+// scoring script in Python.
 //
 // It exits with 65 where the model cannot be loaded, 69 where the runtime or the
 // interpreter cannot (sysexits.h: EX_DATAERR, EX_UNAVAILABLE), 70 where the model
@@ -23,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
 	"github.com/atelier-edge/atelier/serving/lending"
 )
@@ -48,10 +50,13 @@ const drainTime = 30 * time.Second
 type config struct {
 	name, version, model, runtime, listen, golden string
 	threads, concurrency                          int
+	deadline                                      time.Duration
+	providers                                     []string
 	spin                                          bool
 	busyPoll                                      time.Duration
 	maxBody                                       int64
 	script                                        scriptConfig
+	predictor                                     predictorConfig
 	batching                                      serving.Batching
 }
 
@@ -98,19 +103,31 @@ func parse(args []string) (config, error) {
 	flags.StringVar(&c.runtime, "runtime", "", "ONNX Runtime's shared library, a `FILE`")
 	flags.StringVar(&c.golden, "golden", "", "golden inputs that the model must pass before it is ready, a `FILE`")
 	flags.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`ADDRESS` to answer on: host:port, or unix:PATH")
-	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor, one alone for a quick model)")
+	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor that the process may use, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
 	flags.DurationVar(&c.busyPoll, "busy-poll", lending.DefaultBusyPoll, "how long to poll for the next request of a client that asks again at once, while nothing else wants the processor (0: never)")
+	providers := flags.String("providers", "", "execution providers that the model may run on, the preferred one first, a `LIST` such as cuda,cpu (default the processor)")
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
+	flags.DurationVar(&c.deadline, "deadline", 0, "how long a request may take for the model, a `DURATION` (0: no bound); a worker whose run() takes longer is ended (0: 1m)")
 	c.script.flags(flags)
+	c.predictor.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
 	}
+	var err error
+	if c.providers, err = atelier.ParseProviders(*providers); err != nil {
+		return c, &exitError{exitUsage, fmt.Errorf("--providers: %w", err)}
+	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
-	if c.script.script != "" {
+	if c.predictor.given() {
+		if err := c.predictor.check(&c.script); err != nil {
+			return c, &exitError{exitUsage, err}
+		}
+		needed = map[string]string{"--name": c.name}
+	} else if c.script.script != "" {
 		if err := c.script.check(c.golden != ""); err != nil {
 			return c, &exitError{exitUsage, err}
 		}
@@ -129,6 +146,9 @@ func parse(args []string) (config, error) {
 	}
 	if c.busyPoll < 0 || c.busyPoll > time.Millisecond {
 		return c, &exitError{exitUsage, errors.New("--busy-poll must be between 0 and 1ms")}
+	}
+	if c.deadline < 0 {
+		return c, &exitError{exitUsage, errors.New("--deadline must not be negative")}
 	}
 	if c.batching.MaxRows < 1 || c.batching.MaxDelay < 0 {
 		return c, &exitError{exitUsage, errors.New("--max-batch must be positive, --max-delay must not be negative")}
@@ -149,8 +169,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	samples, handOver := sampler(c, log)
 	handler.SetSampler(samples)
 	defer handOver()
+	var answers http.Handler = handler
+	if c.predictor.given() {
+		answers = withIDs(handler)
+	}
 	server := &http.Server{
-		Handler: handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler: answers, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}
 	// gRPC's clients begin with HTTP/2 at once.
@@ -160,11 +184,24 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
-	model, err := load(ctx, c, log)
+	var model *serving.Model
+	var gone <-chan struct{} // closed when the model can serve no longer; why then tells the reason
+	var why func() error
+	if c.predictor.given() {
+		model, gone, why, err = loadPredictor(ctx, c, log)
+	} else {
+		model, err = load(ctx, c, log)
+	}
+	if ctx.Err() != nil && err != nil {
+		return server.Close() // it was asked to end
+	}
 	if err != nil {
 		return errors.Join(err, server.Close())
 	}
-	giveBack, err := borrow(c, handler, log)
+	giveBack := func(context.Context) error { return nil }
+	if !c.predictor.given() { // a hop costs little beside Python
+		giveBack, err = borrow(c, handler, log)
+	}
 	if err != nil {
 		// A path that is too long for a second socket, perhaps.
 		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
@@ -176,6 +213,8 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	select {
 	case err := <-served:
 		failed = fmt.Errorf("stopped listening: %w", err)
+	case <-gone:
+		failed = why()
 	case <-ctx.Done():
 		log.Info("stopping")
 	}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -28,17 +27,16 @@ type scriptConfig struct {
 	script, modelDir, python string
 	workers                  int
 	memory, requests         int64
-	deadline, initTimeout    time.Duration
+	initTimeout              time.Duration
 }
 
 func (c *scriptConfig) flags(flags *flag.FlagSet) {
 	flags.StringVar(&c.script, "script", "", "serve this scoring script, a `FILE`, in place of an ONNX file; needs --model-dir and --python")
 	flags.StringVar(&c.modelDir, "model-dir", "", "the `DIRECTORY` that the script finds as AZUREML_MODEL_DIR")
 	flags.StringVar(&c.python, "python", "", "the interpreter that runs the script, a `FILE`")
-	flags.IntVar(&c.workers, "workers", python.DefaultWorkers, "processes that run the script, each with its own init(), a `NUMBER` (0: one for each processor)")
+	flags.IntVar(&c.workers, "workers", python.DefaultWorkers, "processes that run the script, or the model of --mlflow or --pickle, a `NUMBER` (0: one for each processor)")
 	flags.Int64Var(&c.memory, "worker-memory", 0, "replace a worker that has more resident memory than these `BYTES`; end it at once at twice as much (0: no limit)")
 	flags.Int64Var(&c.requests, "worker-requests", 0, "replace a worker after this `NUMBER` of requests (0: never)")
-	flags.DurationVar(&c.deadline, "deadline", python.DefaultDeadline, "end a worker whose run() takes longer than this `DURATION`")
 	flags.DurationVar(&c.initTimeout, "init-timeout", python.DefaultInitTimeout, "give up a script that is not ready after this `DURATION`")
 }
 
@@ -50,10 +48,17 @@ func (c *scriptConfig) check(golden bool) error {
 		return errors.New("--script needs --model-dir; see atelier-serve --help")
 	case c.python == "":
 		return errors.New("--script needs --python; see atelier-serve --help")
+	}
+	return c.checkWorkers()
+}
+
+// checkWorkers checks what concerns the processes that run Python.
+func (c *scriptConfig) checkWorkers() error {
+	switch {
 	case c.workers < 0 || c.memory < 0 || c.requests < 0:
 		return errors.New("--workers, --worker-memory and --worker-requests must not be negative")
-	case c.deadline <= 0 || c.initTimeout <= 0:
-		return errors.New("--deadline and --init-timeout must be positive")
+	case c.initTimeout <= 0:
+		return errors.New("--init-timeout must be positive")
 	}
 	return nil
 }
@@ -63,7 +68,7 @@ func (c *scriptConfig) check(golden bool) error {
 func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	s := c.script
 	if s.workers == 0 {
-		s.workers = runtime.NumCPU()
+		s.workers = processors()
 	}
 	for _, path := range []*string{&s.script, &s.modelDir} {
 		absolute, err := filepath.Abs(*path) // scripts change their directory
@@ -89,7 +94,7 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 
 	pool, err := python.Start(ctx, python.Options{
 		Python: s.python, Script: s.script, ModelDir: s.modelDir, Workers: s.workers, Memory: s.memory, Requests: s.requests,
-		Deadline: s.deadline, InitTimeout: s.initTimeout, Log: log,
+		Deadline: c.deadline, InitTimeout: s.initTimeout, Log: log,
 	})
 	if ctx.Err() != nil && err != nil {
 		return server.Close() // it was asked to end

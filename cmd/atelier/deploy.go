@@ -23,6 +23,7 @@ type deployFlags struct {
 	prefetch, change, plan             bool // change is --switch
 	timeout                            time.Duration
 	collect                            collectFlags
+	serving                            servingFlags
 	trialFlags
 }
 
@@ -44,6 +45,9 @@ With --canary or --shadow the version runs beside the one that serves. A canary 
 --canary changes at once, since both run; a shadow gets copies, and 'atelier endpoint shadow' tells what it answers otherwise.
 --promote makes it the version that serves, --rollback ends it. Without a version these are about the one that runs already.
 
+How a module answers requests is set with --max-batch, --max-delay, --threads, --concurrency and --providers (ONNX models), --workers and
+--worker-memory (what runs in Python) and --deadline; 0 leaves it to the model server again. A change begins a new rollout, and no request is dropped.
+
 With --plan nothing is changed. It says, per device and in all, what would come over the wire and onto the disk, in which way and
 why, how long that takes at the device's rate, and which devices would not take it. The wire's bytes are those of content with its
 headers, as devices count what they receive; MQTT, TLS and the desired state add some 5 KB and 0.2%. The hub makes the differences
@@ -57,11 +61,15 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
   atelier deploy digits --switch               # and change to it
   atelier deploy digits:5 --canary 10          # beside it, version 5 answers a tenth of the requests
   atelier deploy digits --promote              # and takes its place
+  atelier deploy digits --max-batch 16 --max-delay 2ms
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
   atelier deploy digits --collect 0.05 --collect-mask inputs.name --collect-budget 100MB --collect-rate 1MB
   atelier deploy silero --device press-4 --name speech`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.serving.read(cmd.Flags()); err != nil {
+				return err
+			}
 			return a.deploy(cmd.Context(), args[0], f)
 		},
 	}
@@ -73,6 +81,7 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
 	flags.StringVar(&f.endpoint, "endpoint", "", "name of the endpoint (default the deployment's)")
 	flags.StringVar(&f.target, "target", "", "kind of target to run on (default the device's own)")
 	flags.StringVar(&f.memory, "memory", "", "memory that a module may use, such as 512MiB")
+	f.serving.add(flags)
 	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
 	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
 	f.register(cmd)
@@ -97,6 +106,7 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	}
 	spec := client.DeploymentSpec{
 		Model: model, Version: firstOf(number, "latest"), Endpoint: f.endpoint, Target: f.target, Prefetch: f.prefetch, Switch: f.change,
+		Serving: f.serving.change,
 	}
 	if f.change {
 		spec.Version = number // what is staged where it is empty
@@ -282,6 +292,8 @@ func statusLine(s atelier.DeviceStatus) string {
 	switch {
 	case s.State() == atelier.Serving && s.Version == s.Wanted && s.Way == "difference":
 		return fmt.Sprintf("serves version %d; of its %s, %s came over the wire", s.Version, atelier.FormatBytes(s.Size), atelier.FormatBytes(s.Received))
+	case s.State() == atelier.Serving && s.Version == s.Wanted && s.Why().Reason() == atelier.ReasonProviderFallback:
+		return fmt.Sprintf("serves version %d, %s: %s", s.Version, s.Why().Reason(), firstLine(s.Why().Message()))
 	case s.State() == atelier.Serving && s.Version == s.Wanted:
 		return fmt.Sprintf("serves version %d", s.Version)
 	}
@@ -385,6 +397,9 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 	if d.Limits.Memory > 0 {
 		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})
 	}
+	if !d.Serving.IsZero() {
+		about = append(about, []string{"Serving:", d.Serving.String()})
+	}
 	return append(about, []string{"Updated:", ago(d.Updated)})
 }
 
@@ -402,6 +417,17 @@ func selected(s atelier.Selector) string {
 	return strings.Join(parts, " or ")
 }
 
+// providerCell tells what a module runs on, and whether another one was preferred.
+func providerCell(s atelier.DeviceStatus) string {
+	switch {
+	case s.Provider == "":
+		return "-"
+	case s.Why().Reason() == atelier.ReasonProviderFallback:
+		return s.Provider + " (fallback)"
+	}
+	return s.Provider
+}
+
 func statusesTable(all []atelier.DeviceStatus) table {
 	t := table{head: []string{"DEVICE", "STATE", "VERSION", "WANTED", "RESTARTS", "ADDRESS"}}
 	staged := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Staged != nil })
@@ -411,6 +437,10 @@ func statusesTable(all []atelier.DeviceStatus) table {
 	tried := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Trial != nil })
 	if tried {
 		t.head = append(t.head, "BESIDE")
+	}
+	provided := slices.ContainsFunc(all, func(s atelier.DeviceStatus) bool { return s.Provider != "" })
+	if provided {
+		t.head = append(t.head, "PROVIDER")
 	}
 	number := func(version int) string {
 		if version == 0 {
@@ -425,6 +455,9 @@ func statusesTable(all []atelier.DeviceStatus) table {
 		}
 		if tried {
 			cells = append(cells, trialCell(s.Trial))
+		}
+		if provided {
+			cells = append(cells, providerCell(s))
 		}
 		t.add(cells...)
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -219,6 +220,7 @@ func (a *app) modelRegister() *cobra.Command {
 	var v client.NewVersion
 	var tags []string
 	var script string
+	var arch []string
 	cmd := &cobra.Command{
 		Use:   "register NAME PATH...",
 		Short: "Register files or directories as a new version of a model",
@@ -226,12 +228,21 @@ func (a *app) modelRegister() *cobra.Command {
 
 Files are uploaded once: content that the workspace holds already is not sent again. Inputs and outputs are read out of the
 ONNX file. With --script, what answers is a scoring script among the files, a path within them, that runs in the environment which
---environment names; the other files are what it loads. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
+--environment names; the other files are what it loads.
+
+A directory that MLflow wrote (with a file MLmodel) and an estimator in a file of joblib's or pickle's (.joblib, .pkl, .pickle) need no script.
+Without --environment they run in one that is made of their requirements.txt, or conda.yaml: an 'atelier-builder' must be there to build it,
+and the command waits for it. Loading such a model runs code that is part of it, on the devices; register those that you trust. An ONNX
+file is served as such, also in a directory of MLflow's (unless --kind mlflow is given).
+
+A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
 directory as well. A file golden.json holds inputs with the outputs that an ONNX model must give on each device before it takes traffic
 ('atelier model golden').`,
 		Example: `  atelier model register digits digits.onnx --description "first try" --tag team=vision
   atelier model register detector ./export/ --entry model.onnx
-  atelier model register churn ./churn/ --script score.py --environment sklearn:2`,
+  atelier model register churn ./churn/ --script score.py --environment sklearn:2
+  atelier model register iris ./mlruns/…/artifacts/model/
+  atelier model register iris iris.joblib --environment sklearn:2`,
 		Args: between(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -255,6 +266,12 @@ directory as well. A file golden.json holds inputs with the outputs that an ONNX
 			if err != nil {
 				return err
 			}
+			detect(&v, files)
+			if (v.Kind == atelier.VariantMLflow || v.Kind == atelier.VariantPickle) && v.Environment == "" {
+				if v.Environment, err = a.environmentOf(cmd.Context(), cl, ws, args[0], files, arch); err != nil {
+					return err
+				}
+			}
 			if v.Files, err = a.upload(cmd.Context(), cl, ws, files); err != nil {
 				return err
 			}
@@ -270,8 +287,9 @@ directory as well. A file golden.json holds inputs with the outputs that an ONNX
 	cmd.Flags().StringArrayVar(&tags, "tag", nil, "tag of the version, key=value; may be repeated")
 	cmd.Flags().StringVar(&v.Entry, "entry", "", "the file that the engine loads, where there are several candidates")
 	cmd.Flags().StringVar(&script, "script", "", "the scoring script, by its path among the files")
-	cmd.Flags().StringVar(&v.Environment, "environment", "", "the environment that the script runs in, NAME or NAME:VERSION")
-	cmd.Flags().StringVar(&v.Kind, "kind", "", "kind of the variant (default onnx)")
+	cmd.Flags().StringVar(&v.Environment, "environment", "", "the environment that the script, or a model in Python, runs in, NAME or NAME:VERSION")
+	cmd.Flags().StringArrayVar(&arch, "arch", []string{runtime.GOARCH}, "architecture to build a model's own environment for; may be repeated")
+	cmd.Flags().StringVar(&v.Kind, "kind", "", "kind of the variant: onnx, python, mlflow or pickle (default what the files show, else onnx)")
 	return cmd
 }
 

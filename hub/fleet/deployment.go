@@ -29,6 +29,7 @@ type DeploymentSpec struct {
 	Limits   *atelier.Limits
 	// Collect replaces what is collected; sizes of 0 are the defaults.
 	Collect *atelier.Collection
+	Serving *atelier.ServingChange
 	// Prefetch stages the version: devices fetch it and do not run it yet.
 	Prefetch bool
 	// Switch lets the devices run what is staged. A version or model that is given
@@ -224,6 +225,7 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	set(&d.Endpoint, spec.Endpoint)
 	set(&d.Target, spec.Target)
 	set(&d.Limits, spec.Limits)
+	d.Serving = spec.Serving.To(d.Serving)
 	set(&d.Selector, spec.Selector)
 	if err := check(&d); err != nil {
 		return d, err
@@ -244,16 +246,16 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 			return d, errNoTrial(&d)
 		}
 		d.Trial = nil
-		return d, checkCollected(tx, workspace, &d)
+		return d, checkVersions(tx, workspace, &d)
 	}
 	if spec.Trial != nil {
 		if err := f.try(tx, workspace, &d, spec); err != nil {
 			return d, err
 		}
-		return d, checkCollected(tx, workspace, &d)
+		return d, checkVersions(tx, workspace, &d)
 	}
 	if spec.Model == nil && spec.Version == nil {
-		return d, checkCollected(tx, workspace, &d)
+		return d, checkVersions(tx, workspace, &d)
 	}
 	model, version := d.Model, Latest
 	if model == "" && d.Staged != nil {
@@ -265,7 +267,7 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	if err != nil {
 		return d, err
 	}
-	if err := checkMasks(d.Collect, &v); err != nil {
+	if err := checkVersion(&d, &v); err != nil {
 		return d, err
 	}
 	if spec.Prefetch {
@@ -275,29 +277,48 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	return d, nil
 }
 
-// checkCollected checks that what is masked is there in the version that the deployment has.
-func checkCollected(tx store.Tx, workspace string, d *atelier.Deployment) error {
-	if d.Collect == nil || d.VersionID == "" {
+// checkVersions checks what a deployment says of its modules against the versions that
+// run, that wait to, and that run beside them.
+func checkVersions(tx store.Tx, workspace string, d *atelier.Deployment) error {
+	if d.Collect == nil && d.Serving.IsZero() {
 		return nil
 	}
-	v, err := catalog.Versions.Get(tx, workspace, d.VersionID)
-	if err != nil {
-		return err
+	ids := []string{d.VersionID}
+	if d.Staged != nil {
+		ids = append(ids, d.Staged.VersionID)
 	}
-	return checkMasks(d.Collect, &v)
+	if d.Trial != nil {
+		ids = append(ids, d.Trial.VersionID)
+	}
+	for _, id := range ids {
+		if id == "" {
+			continue
+		}
+		v, err := catalog.Versions.Get(tx, workspace, id)
+		if err != nil {
+			return err
+		}
+		if err := checkVersion(d, &v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// checkMasks checks that what is masked is there in a version. Of a script nobody knows
-// what it takes.
-func checkMasks(c *atelier.Collection, v *atelier.Version) error {
-	if c == nil {
+// checkVersion checks that a version has a use for what the deployment sets, and holds
+// what is masked. Of a script nobody knows what it takes.
+func checkVersion(d *atelier.Deployment, v *atelier.Version) error {
+	if err := d.Serving.CheckFor(v); err != nil {
+		return err
+	}
+	if d.Collect == nil {
 		return nil
 	}
 	for _, variant := range v.Variants {
 		if variant.Signature == nil || variant.Kind != atelier.VariantONNX {
 			continue
 		}
-		if err := c.CheckSignature(variant.Signature); err != nil {
+		if err := d.Collect.CheckSignature(variant.Signature); err != nil {
 			return err
 		}
 	}
@@ -328,6 +349,9 @@ func check(d *atelier.Deployment) error {
 	if l := d.Limits; l.Memory < 0 || !(l.CPUs >= 0 && l.CPUs <= 4096) {
 		return atelier.Errorf(atelier.Invalid, "the limits of %d bytes and %v CPUs are not possible", l.Memory, l.CPUs).WithField("limits").
 			WithRemedy("Give sizes of 0 (no limit) or more.")
+	}
+	if err := d.Serving.Check(); err != nil {
+		return err
 	}
 	s := d.Selector
 	if !s.All && len(s.Labels) == 0 && len(s.Devices) == 0 {
@@ -408,7 +432,7 @@ func findVersion(tx store.Tx, workspace, model, version string) (atelier.Version
 
 // sameContent reports whether what devices run stays the same.
 func sameContent(a, b *atelier.Deployment) bool {
-	return a.VersionID == b.VersionID && a.Endpoint == b.Endpoint && a.Target == b.Target && a.Limits == b.Limits &&
+	return a.VersionID == b.VersionID && a.Endpoint == b.Endpoint && a.Target == b.Target && a.Limits == b.Limits && a.Serving == b.Serving &&
 		reflect.DeepEqual(a.Selector, b.Selector)
 }
 

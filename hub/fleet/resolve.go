@@ -181,6 +181,7 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 		Deployment: dep.ID, Name: dep.Name, Rollout: dep.Rollout, Target: target, Package: dep.version.Digest,
 		Model:    atelier.ModuleModel{Name: dep.Model, Version: dep.Version, Digest: dep.version.Digest},
 		Limits:   dep.Limits,
+		Serving:  dep.Serving,
 		Endpoint: atelier.ModuleEndpoint{Name: dep.endpoint.Name, Keys: dep.endpoint.Keys},
 	}
 	if slices.Contains(d.Facts.Features, atelier.FeatureCollect) {
@@ -196,6 +197,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	if variant.HasGolden() && !slices.Contains(d.Facts.Features, atelier.FeatureGolden) {
 		return no(atelier.ReasonUnsupportedFeature, "Version %d of %s has golden inputs, and the agent on %s does not know how to run them.", dep.Version, dep.Model, d.Name)
+	}
+	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
+		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has settings for serving (%s), and the agent on %s does not know how to apply them.", dep.Name, dep.Serving, d.Name)
 	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.
@@ -222,6 +226,10 @@ func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *
 	for _, variant := range v.Variants {
 		r := variant.Requires
 		if len(r.Arch) > 0 && !slices.Contains(r.Arch, d.Facts.Arch) {
+			continue
+		}
+		if (variant.Kind == atelier.VariantMLflow || variant.Kind == atelier.VariantPickle) && !slices.Contains(d.Facts.Features, atelier.FeaturePredictors) {
+			why = atelier.Because(atelier.ReasonUnsupportedFeature, fmt.Sprintf("The agent on %s does not know how to run models of the kind %s.", d.Name, variant.Kind))
 			continue
 		}
 		if variant.Kind == atelier.VariantPython && !slices.Contains(d.Facts.Features, atelier.FeaturePython) {

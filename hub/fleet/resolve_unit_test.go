@@ -38,3 +38,20 @@ func TestChooseScript(t *testing.T) {
 		}
 	}
 }
+
+// TestChooseModelInPython sees that agents of before are sent no model in Python that
+// they would not know how to run.
+func TestChooseModelInPython(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{atelier.VariantMLflow, atelier.VariantPickle} {
+		v := &atelier.Version{Model: "iris", Number: 1, Variants: []atelier.Variant{{Kind: kind, Environment: &atelier.VariantEnvironment{NeedsGlibc: "2.36"}}}}
+		d := &atelier.Device{Facts: atelier.Facts{OS: "linux", Arch: "amd64", Glibc: "2.36", Features: []string{atelier.FeaturePython}}}
+		if _, _, why := (&plan{}).choose(v, d); why == nil || why.Reason() != atelier.ReasonUnsupportedFeature {
+			t.Errorf("%s for an old agent: %v", kind, why)
+		}
+		d.Facts.Features = append(d.Facts.Features, atelier.FeaturePredictors)
+		if got, _, why := (&plan{}).choose(v, d); why != nil || got.Kind != kind {
+			t.Errorf("%s: %+v, %v", kind, got, why)
+		}
+	}
+}

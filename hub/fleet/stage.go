@@ -52,6 +52,8 @@ func checkStaging(spec DeploymentSpec) error {
 		return refuse("target", version)
 	case spec.Limits != nil:
 		return refuse("limits", version)
+	case spec.Serving != nil:
+		return refuse("serving", version)
 	case spec.Name != nil:
 		return refuse("name", version)
 	case spec.Prefetch && spec.Version == nil && spec.Model == nil:

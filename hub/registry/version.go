@@ -19,7 +19,7 @@ type NewVersion struct {
 	Files       []atelier.File
 	Kind        string // of the variant; "" for atelier.VariantONNX
 	Entry       string // path of the file that the engine loads; "" for the only one that can be it
-	Environment string // of a VariantPython: NAME, NAME:VERSION or id; its builds must be over
+	Environment string // of what runs in Python: NAME, NAME:VERSION or id; its builds must be over
 	Description string
 	Tags        map[string]string
 }
@@ -105,8 +105,8 @@ func sizeOf(variants []atelier.Variant) (size int64) {
 // variants makes the variants of n: one for each architecture where it runs in an
 // environment, else one.
 func (r *Registry) variants(ctx context.Context, workspace string, n NewVersion) ([]atelier.Variant, error) {
-	if n.Kind == atelier.VariantPython {
-		if (&atelier.Variant{Files: n.Files}).HasGolden() {
+	if (&atelier.Variant{Kind: n.Kind}).InPython() {
+		if n.Kind == atelier.VariantPython && (&atelier.Variant{Files: n.Files}).HasGolden() {
 			return nil, atelier.Errorf(atelier.Unsupported, "%s is among the files, and scoring scripts have no golden inputs yet", atelier.GoldenPath).WithField("files").
 				WithRemedy("Register the version without it.")
 		}
@@ -127,7 +127,8 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 		v.Kind = atelier.VariantONNX
 	}
 	if v.Kind != atelier.VariantONNX {
-		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q and %q are", v.Kind, atelier.VariantONNX, atelier.VariantPython).
+		return v, atelier.Errorf(atelier.Unsupported, "variants of kind %.40q are not known; %q, %q, %q and %q are",
+			v.Kind, atelier.VariantONNX, atelier.VariantPython, atelier.VariantMLflow, atelier.VariantPickle).
 			WithField("kind").WithRemedy("Export the model to ONNX and register that, or register a scoring script with it (--script).")
 	}
 	if err := checkPaths(v.Files); err != nil {

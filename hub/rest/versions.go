@@ -15,7 +15,7 @@ import (
 
 type newVersion struct {
 	Files       []atelier.File    `json:"files" minItems:"1" maxItems:"2000" nullable:"false" doc:"Uploaded before, with POST …/blobs"`
-	Kind        string            `json:"kind,omitempty" doc:"Kind of the variant: onnx, which it is without it, or python"`
+	Kind        string            `json:"kind,omitempty" doc:"Kind of the variant: onnx, which it is without it, python, mlflow or pickle"`
 	Entry       string            `json:"entry,omitempty" maxLength:"512" doc:"Path of the file that the engine loads; not needed where only one can be it"`
 	Environment string            `json:"environment,omitempty" maxLength:"80" doc:"Of the kind python: the environment that the entry, a scoring script, runs in; NAME, NAME:VERSION or id"`
 	Description string            `json:"description,omitempty" maxLength:"4096"`

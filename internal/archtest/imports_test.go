@@ -33,6 +33,7 @@ var layers = []layer{
 	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
 	{"internal/environment", []string{""}, "builder and agent share the form of environments"},
 	{"internal/onnx", []string{""}, "registry, serving and compiler share it"},
+	{"internal/mlflow", []string{""}, "registry and serving share it"},
 	{"internal/safetensors", []string{""}, "whoever reads models shares it"},
 	{"internal/collect", []string{""}, "model server, agent and hub share the form of records"},
 	{"internal/otlp", []string{""}, "agent and hub share it"},
@@ -44,7 +45,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
-	{"serving", []string{"", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
+	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
 	{"fpga/reference", nil, "it defines the arithmetic, and depends on nothing that could change it"},
@@ -61,7 +62,7 @@ var layers = []layer{
 	{"hub/access", []string{"", "hub/store", "hub/catalog"}, "decisions may not depend on what is decided about"},
 	{"hub/vault", []string{"", "internal/durable", "hub/store", "hub/catalog"}, "secrets are sealed, not interpreted"},
 	{"hub/authority", []string{"", "internal/durable", "internal/trust", "internal/wire", "hub/store", "hub/catalog"}, "certificates and keys know nothing of models"},
-	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
+	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/mlflow", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
 	{"hub/images", []string{"", "internal/content", "internal/durable", "hub/store", "hub/catalog", "hub/access"}, "images lie beside models and know nothing of them"},
 	{"hub/distribution", []string{"", "internal/content", "internal/durable", "internal/patient", "hub/store", "hub/catalog", "hub/access", "hub/images"}, "container tools are served without the REST API"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},

@@ -15,7 +15,8 @@ const apiVersion = 17
 
 // The positions of functions in the table OrtApi of onnxruntime_c_api.h. The
 // header promises that positions never change once released: everything up to 101
-// shipped with version 1, AddSessionConfigEntry with version 5.
+// shipped with version 1, AddSessionConfigEntry with version 5, all others with version
+// 12 or before.
 const (
 	fnGetErrorCode                     = 1
 	fnGetErrorMessage                  = 2
@@ -54,8 +55,17 @@ const (
 	fnReleaseTypeInfo                  = 98
 	fnReleaseTensorTypeAndShapeInfo    = 99
 	fnReleaseSessionOptions            = 100
+	fnGetAvailableProviders            = 125
+	fnReleaseAvailableProviders        = 126
 	fnAddSessionConfigEntry            = 130
-	fnCount                            = 131
+	fnAppendTensorRT                   = 170
+	fnCreateTensorRTProviderOptions    = 171
+	fnReleaseTensorRTProviderOptions   = 174
+	fnAppendCUDA                       = 204
+	fnCreateCUDAProviderOptions        = 205
+	fnReleaseCUDAProviderOptions       = 208
+	fnAppendExecutionProvider          = 216
+	fnCount                            = 217
 )
 
 // handle is a pointer to one of the library's objects, which Go never looks into.

@@ -24,22 +24,29 @@ type Options struct {
 	// each processor that the process may use, or one alone where inferences turn out to
 	// be so quick that sharing them takes longer.
 	Threads int
+	// Processors is how many processors' worth of time the process may use, where that is
+	// less than the library finds; 0 leaves it to the library.
+	Processors int
 	// Spin lets those threads wait for work actively for a moment after each
 	// inference: quicker answers under load, for processor time when idle.
 	Spin bool
+	// Providers are the execution providers that the model may run on, the preferred
+	// one first, by atelier's names; the processor is always the last.
+	Providers []string
 }
 
 // Model is one loaded model. It implements serving.Engine.
 type Model struct {
 	lib       *Library
 	path      string
-	threads   int   // as Options said
-	spin      bool  // likewise
+	options   Options
 	crew      *crew // nil where the threads are settled
 	signature atelier.Signature
 	inputs    []port
 	outputs   []port
 	skipped   []string
+	provider  string // what it runs on
+	fallback  string // a sentence on what was preferred; "" where nothing was
 
 	mu      sync.RWMutex // held for reading by each Infer, for writing by Close and exchange
 	session handle
@@ -62,19 +69,20 @@ var elementTypes = map[serving.Datatype]uintptr{
 	serving.Bytes: 8, serving.Bool: 9, serving.FP16: 10, serving.FP64: 11, serving.Uint32: 12, serving.Uint64: 13, serving.BF16: 16,
 }
 
-// Open loads the ONNX model at path. Where the library refuses it, the error has
-// the code Corrupt and carries the library's words; Unsupported where the model
-// takes something else than tensors.
-func (l *Library) Open(path string, options Options) (*Model, error) {
+// open loads the model on one execution provider.
+func (l *Library) open(path, provider string, options Options) (*Model, error) {
 	begin := time.Now()
-	session, err := l.session(path, options)
+	session, err := l.session(path, provider, options)
+	if atelier.CodeOf(err) == atelier.Unsupported {
+		return nil, err
+	}
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Corrupt, "ONNX Runtime %s cannot load the model %s: %w", l.version, path, err).
 			WithRemedy("Check the model with the library's own tools, and that this version of the library knows its operators.")
 	}
 	m := &Model{
-		lib: l, path: path, threads: options.Threads, spin: options.Spin, session: session,
-		crew: newCrew(options, time.Since(begin)),
+		lib: l, path: path, options: options, session: session, provider: provider,
+		crew: newCrew(provider, options, time.Since(begin)),
 	}
 	if err := m.describe(); err != nil {
 		l.release(fnReleaseSession, m.session)
@@ -83,8 +91,8 @@ func (l *Library) Open(path string, options Options) (*Model, error) {
 	return m, nil
 }
 
-// session loads the model at path.
-func (l *Library) session(path string, options Options) (session handle, err error) {
+// session loads the model at path on one execution provider.
+func (l *Library) session(path, provider string, options Options) (session handle, err error) {
 	var opts handle
 	if err := l.call(fnCreateSessionOptions, uintptr(unsafe.Pointer(&opts))); err != nil {
 		return 0, err
@@ -95,15 +103,24 @@ func (l *Library) session(path string, options Options) (session handle, err err
 	if options.Spin {
 		spin = "1"
 	}
+	threads := options.Threads
+	if threads == 0 {
+		threads = options.Processors
+	}
 	key, value := cString("session.intra_op.allow_spinning"), cString(spin)
 	err = errors.Join(
 		l.call(fnSetSessionGraphOptimizationLevel, opts, optimizeAll),
-		l.call(fnSetIntraOpNumThreads, opts, uintptr(options.Threads)),
+		l.call(fnSetIntraOpNumThreads, opts, uintptr(threads)),
 		l.call(fnSetInterOpNumThreads, opts, 1),
 		l.call(fnAddSessionConfigEntry, opts, uintptr(unsafe.Pointer(&key[0])), uintptr(unsafe.Pointer(&value[0]))),
 	)
 	if err != nil {
 		return 0, err
+	}
+	if provider != atelier.ProviderCPU {
+		if err := l.use(opts, provider); err != nil {
+			return 0, atelier.Errorf(atelier.Unsupported, "the library refuses the provider: %w", err)
+		}
 	}
 	file := cString(path)
 	err = l.call(fnCreateSession, l.env, uintptr(unsafe.Pointer(&file[0])), opts, uintptr(unsafe.Pointer(&session)))

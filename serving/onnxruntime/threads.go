@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	atelier "github.com/atelier-edge/atelier"
 )
 
 // An inference that is little work keeps to one thread: to wake another for its
@@ -38,8 +40,8 @@ type crew struct {
 
 // newCrew returns the crew of a model that took so long to load, nil where no
 // change will come.
-func newCrew(options Options, loading time.Duration) *crew {
-	if options.Threads != 0 || runtime.NumCPU() == 1 || loading > unnoticed {
+func newCrew(provider string, options Options, loading time.Duration) *crew {
+	if provider != atelier.ProviderCPU || options.Threads != 0 || options.Processors == 1 || runtime.NumCPU() == 1 || loading > unnoticed {
 		return nil
 	}
 	return &crew{}
@@ -111,7 +113,9 @@ func (m *Model) measured(infer func() error) {
 		return
 	}
 	go func() { // Close and Settle wait for it
-		session, err := m.lib.session(m.path, Options{Threads: threads, Spin: m.spin})
+		options := m.options
+		options.Threads = threads
+		session, err := m.lib.session(m.path, m.provider, options)
 		if err == nil {
 			m.exchange(session)
 		}
@@ -134,7 +138,7 @@ func (m *Model) exchange(session handle) {
 // and returns how many; 0 is one for each processor.
 func (m *Model) Settle() int {
 	if m.crew == nil {
-		return m.threads
+		return m.options.Threads
 	}
 	m.crew.changing.Wait()
 	m.crew.mu.Lock()

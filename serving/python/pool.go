@@ -26,6 +26,8 @@ type Options struct {
 	Python   string // the interpreter
 	Script   string // the scoring script, a path
 	ModelDir string // AZUREML_MODEL_DIR
+	// Predictor is a model that is served without a script; nil where Script is.
+	Predictor *Source
 
 	Workers     int           // processes; 1
 	Queue       int           // requests that may wait for a worker besides; 128
@@ -76,6 +78,7 @@ type Answer struct {
 	Headers   [][2]string `json:"headers"` // nil for JSON
 	Took      float64     `json:"ms"`      // of run(), in milliseconds
 	Message   string      `json:"message"`
+	Field     string      `json:"field"` // which part of the request Message is about, where there is one
 	Failed    bool        `json:"failed"`
 	Raised    string      `json:"raised"`   // type of the exception that run() raised
 	Returned  string      `json:"returned"` // type of what run() returned and is no JSON

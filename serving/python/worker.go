@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -42,6 +43,8 @@ type about struct {
 	Raw     bool    `json:"raw"`     // run() takes the request itself, with any method
 	Headers bool    `json:"headers"` // run() is given the request's header fields
 	Schema  *schema `json:"schema"`  // nil where run() is not decorated
+	// Predictor is what a model without a script takes and gives; nil where there is one.
+	Predictor *aboutPredictor `json:"predictor"`
 }
 
 // worker is one process with the script.
@@ -93,7 +96,10 @@ func (p *Pool) spawn(name int) (*worker, error) {
 	cmd := exec.Command(p.opts.Python, "-c", bootstrap)
 	cmd.ExtraFiles = []*os.File{theirs, source}
 	cmd.Stdout, cmd.Stderr = prints, prints
-	cmd.Env = append(os.Environ(), "AZUREML_MODEL_DIR="+p.opts.ModelDir, "AZUREML_ENTRY_SCRIPT="+p.opts.Script)
+	cmd.Env = os.Environ()
+	if p.opts.Predictor == nil {
+		cmd.Env = append(cmd.Env, "AZUREML_MODEL_DIR="+p.opts.ModelDir, "AZUREML_ENTRY_SCRIPT="+p.opts.Script)
+	}
 	// A group of its own: what ends the module politely must not end a request in
 	// progress, and what the script starts is ended with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -191,11 +197,12 @@ func (w *worker) gone() bool {
 
 // startMeta and failedMeta are the metas of frames.
 type startMeta struct {
-	Script string `json:"script"`
+	Script    string  `json:"script,omitempty"`
+	Predictor *Source `json:"predictor,omitempty"`
 }
 
 type failedMeta struct {
-	Stage string `json:"stage"` // import, contract or init
+	Stage string `json:"stage"` // import, contract, init or load
 	Error string `json:"error"`
 }
 
@@ -205,7 +212,11 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetDeadline(time.Now()) })
 	defer stop()
 	_ = w.conn.SetDeadline(deadline) // a socket takes one
-	err := writeFrame(w.conn, kindStart, 0, startMeta{p.opts.Script}, rawSource)
+	source := rawSource
+	if p.opts.Predictor != nil {
+		source = predictorSource
+	}
+	err := writeFrame(w.conn, kindStart, 0, startMeta{p.opts.Script, p.opts.Predictor}, source)
 	var f frame
 	if err == nil {
 		f, err = readFrame(w.reader)
@@ -214,7 +225,10 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		w.end("init() did not return in time", syscall.SIGABRT)
+		w.end("was not ready in time", syscall.SIGABRT)
+		if p.opts.Predictor != nil {
+			return w.failure(fmt.Sprintf("the model was not loaded within %v", p.opts.InitTimeout))
+		}
 		return w.failure(fmt.Sprintf("init() did not return within %v", p.opts.InitTimeout))
 	case err == nil && f.kind == kindReady:
 		if err := f.decode(&w.about); err != nil {
@@ -238,6 +252,8 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 			return w.failure(m.Error)
 		case "init":
 			return w.failure("init() failed: " + m.Error)
+		case "load":
+			return w.failure("the model cannot be loaded: " + m.Error)
 		}
 		return w.failure("the script cannot be imported: " + m.Error)
 	}
@@ -246,6 +262,9 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 	case <-w.ended:
 	case <-time.After(leaveTime):
 		w.end("talked nonsense", syscall.SIGKILL)
+	}
+	if p.opts.Predictor != nil {
+		return w.failure("its process " + w.how + " before the model was loaded")
 	}
 	return w.failure("the script " + w.how + " before init() returned")
 }
@@ -271,6 +290,9 @@ func (w *worker) failure(message string) error {
 
 // DiedError says that a worker ended while it had a request.
 type DiedError struct{ How string }
+
+// HTTPStatus returns the status of the answer to that request.
+func (e *DiedError) HTTPStatus() int { return http.StatusBadGateway }
 
 func (e *DiedError) Error() string { return "the script " + e.How + " in run()" }
 

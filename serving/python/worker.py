@@ -103,9 +103,9 @@ class RawFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class Refused(Exception):
     """The request is not one that the script can be given."""
 
-    def __init__(self, status, message):
+    def __init__(self, status, message, field=None):
         super().__init__(message)
-        self.status = status
+        self.status, self.field = status, field
 
 
 class ScriptError(Exception):
@@ -259,7 +259,7 @@ def answer(script, meta, body):
     try:
         output = script.run(**script.arguments(meta, body))
     except Refused as e:
-        return {"status": e.status, "message": str(e)}, b""
+        return {"status": e.status, "message": str(e), "field": e.field}, b""
     except Exception as e:
         failed["error"], failed["traceback"] = tell(e)
         failed["raised"] = type(e).__name__
@@ -273,6 +273,15 @@ def answer(script, meta, body):
         return failed, b""
     meta["ms"] = took
     return meta, body
+
+
+def predictor(start, source):
+    """Returns what answers for a model that has no script: the source is predictor.py's."""
+    module = types.ModuleType("atelier_predictor")
+    module.Refused, module.ScriptError = Refused, ScriptError
+    sys.modules[module.__name__] = module
+    exec(compile(source, "atelier-predictor", "exec"), module.__dict__)
+    return module.load(start)
 
 
 def flush():
@@ -303,11 +312,16 @@ def load(channel, start, source):
     try:
         sys.meta_path.append(RawFinder(source))
         sys.path[:] = [p for p in sys.path if p]  # not the working directory
-        sys.path.append(os.path.dirname(os.path.abspath(start["script"])))
+        if "script" in start:
+            sys.path.append(os.path.dirname(os.path.abspath(start["script"])))
         os.register_at_fork(after_in_child=channel.sock.close)  # a child must not answer, even where it returns from run()
-        script = Script(start["script"])
-        stage = "init"
-        script.init()
+        if "predictor" in start:
+            stage = "load"
+            script = predictor(start["predictor"], source)
+        else:
+            script = Script(start["script"])
+            stage = "init"
+            script.init()
         flush()
         channel.send(READY, script.about())
         return script
