@@ -46,7 +46,8 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
 
 bench: test-tools build runtime model ## run the benchmarks (BENCH=name one of them)
-	@[ "$(BENCH)" = spine ] || scripts/fetch-pairs $(CACHE)/pairs
+	@case "$(BENCH)" in spine|serving) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
+	@case "$(BENCH)" in spine|transfer) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
 	@go run ./bench $(BENCH)
 
 soak: test-tools runtime ## a day in an hour: cut links, change versions, and see that nothing grows (DURATION=1h, SEED=n)

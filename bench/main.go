@@ -40,7 +40,7 @@ type part struct {
 	measure func(context.Context, *world) ([]Figure, error)
 }
 
-var benchmarks = []benchmark{spine, transfer}
+var benchmarks = []benchmark{spine, transfer, serving}
 
 // limit is how long one benchmark may take.
 const limit = 20 * time.Minute
@@ -152,6 +152,9 @@ func (p part) run(ctx context.Context, root, dir string, out io.Writer) (figures
 		}
 		for _, other := range w.others {
 			err = errors.Join(err, other.Stop(syscall.SIGKILL, 10*time.Second))
+		}
+		for _, peer := range w.peers {
+			err = errors.Join(err, peer.stop())
 		}
 		err = errors.Join(err, clean())
 	}()
