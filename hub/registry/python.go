@@ -38,7 +38,10 @@ func (r *Registry) pythonVariants(ctx context.Context, workspace string, n NewVe
 		variants, err = variantsIn(e, n.Entry, files)
 		return err
 	})
-	return variants, err
+	if err != nil {
+		return nil, err
+	}
+	return variants, r.checkServing(files, atelier.VariantPython)
 }
 
 // variantsIn makes the variants of a script in an environment.
