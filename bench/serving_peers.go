@@ -179,7 +179,7 @@ func (w *world) startPeer(ctx context.Context, p peer, load workload, workers in
 	}
 	w.peers = append(w.peers, r)
 	ready := fmt.Sprintf("http://127.0.0.1:%d%s", port, l.ready)
-	err = boot.Eventually(ctx, time.Minute, func() error {
+	err = boot.Eventually(ctx, 2*time.Minute, func() error {
 		select {
 		case <-r.program.Exited():
 			return boot.Hopeless{} // its log says why
