@@ -93,8 +93,14 @@ func (w *world) choose(ctx context.Context, p peer, load workload) (*candidate, 
 	var most float64
 	var workers int
 	var tried []string
+	var failed error // of the last count with which it did not start
 	for _, n := range p.workers {
 		r, err := w.startPeer(ctx, p, load, n)
+		if err != nil && ctx.Err() == nil {
+			failed = err
+			tried = append(tried, fmt.Sprintf("%d: it did not start", n))
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +120,7 @@ func (w *world) choose(ctx context.Context, p peer, load workload) (*candidate, 
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("it answered no request with any count of workers; %s", strings.Join(tried, ", "))
+		return nil, errors.Join(fmt.Errorf("it answered no request with any count of workers; %s", strings.Join(tried, ", ")), failed)
 	}
 	c := &candidate{peer: p, running: best, label: fmt.Sprintf("%s, workers %d", p.name, workers)}
 	c.note = fmt.Sprintf("%s %s; %s; workers at 64 clients: %s", p.pkg, version, best.command, strings.Join(tried, ", "))

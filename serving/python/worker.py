@@ -41,10 +41,6 @@ class Channel:
 
     def take(self, n):
         """Returns the next n bytes, None where the other side has closed."""
-        if 0 < n < 1 << 16 and not self.rest:  # mostly all of a frame comes at once
-            self.rest = self.sock.recv(1 << 16)
-            if not self.rest:
-                return None
         if n <= len(self.rest):
             taken, self.rest = self.rest[:n], self.rest[n:]
             return taken
@@ -68,15 +64,22 @@ class Channel:
 
     def receive(self):
         """Returns kind, number, meta and body of the next frame, None where the other side has closed."""
-        head = self.take(HEAD.size)
+        self.rest = rest = self.rest or self.sock.recv(1 << 16)
+        head = rest[: HEAD.size] if len(rest) >= HEAD.size else self.take(HEAD.size)
         if head is None:
             return None
         version, kind, number, meta, body = HEAD.unpack(head)
         if version != VERSION:
             raise RuntimeError("a frame of version %d came, %d was expected" % (version, VERSION))
-        meta, body = self.take(meta), self.take(body)
-        if meta is None or body is None:
-            return None
+        middle, end = HEAD.size + meta, HEAD.size + meta + body
+        if len(rest) >= end:  # mostly all of a frame comes at once
+            meta, body, self.rest = rest[HEAD.size : middle], rest[middle:end], rest[end:]
+        else:
+            if len(rest) >= HEAD.size:
+                self.rest = rest[HEAD.size :]
+            meta, body = self.take(meta), self.take(body)
+            if meta is None or body is None:
+                return None
         if meta != self.text:
             self.text, self.meta = meta, json.loads(meta)
         return kind, number, self.meta, body
