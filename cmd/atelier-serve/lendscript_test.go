@@ -49,9 +49,9 @@ func TestScriptTakes(t *testing.T) {
 	for head, want := range map[string]bool{
 		"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n": true,
 		"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n": false,
-		"GET /score HTTP/1.1\r\nHost: x\r\n\r\n":                          false,
-		"POST /score?a=1 HTTP/1.1\r\nHost: x\r\n\r\n":                     false,
-		"POST /swagger.json HTTP/1.1\r\nHost: x\r\n\r\n":                  false,
+		"GET /score HTTP/1.1\r\nHost: x\r\n\r\n":                        false,
+		"POST /score?a=1 HTTP/1.1\r\nHost: x\r\n\r\n":                   false,
+		"POST /swagger.json HTTP/1.1\r\nHost: x\r\n\r\n":                false,
 	} {
 		var r http1.Request
 		if err := http1.ParseRequest([]byte(head), &r); err != nil {
