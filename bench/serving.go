@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -101,12 +102,14 @@ func (w *world) endpoint(ctx context.Context, load workload) (url, key string, e
 	if err != nil {
 		return "", "", err
 	}
+	deploy := []string{"deploy", load.name, "--all", "-q"}
 	if load.model(w) == "" {
 		if err := w.registerScript(ctx, load.name); err != nil {
 			return "", "", err
 		}
+		deploy = append(deploy, "--workers", strconv.Itoa(scriptWorkers))
 	}
-	if err := w.atelier(ctx, "deploy", load.name, "--all", "-q"); err != nil {
+	if err := w.atelier(ctx, deploy...); err != nil {
 		return "", "", err
 	}
 	key, err = w.key(ctx, load.name)
@@ -126,11 +129,10 @@ func (w *world) registerScript(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	settings := fmt.Sprintf(`{"format": 1, "workers": %d}`, scriptWorkers)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	for path, text := range map[string][]byte{requirements: []byte(numpyPin + "\n"), filepath.Join(dir, "score.py"): source, filepath.Join(dir, "serving.json"): []byte(settings)} {
+	for path, text := range map[string][]byte{requirements: []byte(numpyPin + "\n"), filepath.Join(dir, "score.py"): source} {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			return err
 		}

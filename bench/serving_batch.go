@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/atelier-edge/atelier/serving/enginetest"
@@ -28,11 +29,11 @@ func batching(ctx context.Context, w *world) ([]Figure, error) {
 	}
 	model := enginetest.Perceptron(columns, 3200, 3200, 10)
 	targets := map[string]target{}
-	for name, settings := range map[string]string{
-		"single":   "",
-		"together": fmt.Sprintf(`{"format": 1, "max_batch": %d, "max_delay_ms": %d}`, batchRows, batchDelay.Milliseconds()),
+	for name, settings := range map[string][]string{
+		"single":   nil,
+		"together": {"--max-batch", strconv.Itoa(batchRows), "--max-delay", batchDelay.String()},
 	} {
-		if err := w.registerLarge(ctx, name, model, settings); err != nil {
+		if err := w.deployLarge(ctx, name, model, settings...); err != nil {
 			return nil, err
 		}
 		key, err := w.key(ctx, name)
@@ -66,32 +67,24 @@ func batching(ctx context.Context, w *world) ([]Figure, error) {
 	p99, bound := column(shots[0], p99Of), column(shots[2], func(s shot) float64 { return float64(batchDelay.Milliseconds()) + 2*s.P50 })
 	fmt.Fprintf(w.out, "  together %s; one by one %s; one request of %d rows %s\n", shots[0][0], shots[1][0], batchRows, shots[2][0])
 	return []Figure{
-		higher(fmt.Sprintf("51 MB model, 64 clients, requests/s with max_batch %d and max_delay_ms %d", batchRows, batchDelay.Milliseconds()), "times", ratios(together, single)).
+		higher(fmt.Sprintf("51 MB model, 64 clients, requests/s with --max-batch %d and --max-delay %s", batchRows, batchDelay), "times", ratios(together, single)).
 			want(3).beside("one by one, requests/s", single),
 		lower("the same, p99 against the delay and two batches", "times", ratios(p99, bound)).want(1).beside("the delay and two batches, ms", bound),
 		lower("the same, p99", "ms", p99).beside("one by one, ms", column(shots[1], p99Of)),
 	}, nil
 }
 
-// registerLarge registers and deploys the model under a name, with settings for how
-// it is served where there are some.
-func (w *world) registerLarge(ctx context.Context, name string, model []byte, settings string) error {
-	dir := filepath.Join(w.dir, name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+// deployLarge registers the model under a name, and deploys it with settings for
+// how it answers requests.
+func (w *world) deployLarge(ctx context.Context, name string, model []byte, settings ...string) error {
+	path := filepath.Join(w.dir, name+".onnx")
+	if err := os.WriteFile(path, model, 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "model.onnx"), model, 0o600); err != nil {
+	if err := w.atelier(ctx, "model", "register", name, path, "-q"); err != nil {
 		return err
 	}
-	if settings != "" {
-		if err := os.WriteFile(filepath.Join(dir, "serving.json"), []byte(settings), 0o600); err != nil {
-			return err
-		}
-	}
-	if err := w.atelier(ctx, "model", "register", name, dir, "--entry", "model.onnx", "-q"); err != nil {
-		return err
-	}
-	return w.atelier(ctx, "deploy", name, "--all", "-q")
+	return w.atelier(ctx, append([]string{"deploy", name, "--all", "-q"}, settings...)...)
 }
 
 // rows is a request with so many rows.

@@ -149,9 +149,6 @@ func (i *instance) spec() targets.Spec {
 			command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 		}
 	}
-	if m.Model.Variant.HasServing() {
-		command = append(command, "--settings", filepath.Join(dir, modelDir, atelier.ServingPath))
-	}
 	return targets.Spec{
 		ID:      i.id,
 		Command: append(command, "--listen", "unix:"+socket),

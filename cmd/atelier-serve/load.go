@@ -52,7 +52,7 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		}
 		log.Warn("requests run one by one", "error", err)
 	}
-	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads, "max_batch", c.batching.MaxRows)
+	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads)
 	return model, nil
 }
 

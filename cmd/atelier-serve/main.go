@@ -23,7 +23,6 @@ import (
 	"syscall"
 	"time"
 
-	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
 )
 
@@ -99,16 +98,10 @@ func parse(args []string) (config, error) {
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
-	settings := flags.String("settings", "", "take --max-batch, --max-delay and --workers from this `FILE`, a version's "+atelier.ServingPath)
 	flags.Int64Var(&c.maxBody, "max-body", serving.DefaultMaxBody, "largest body of a request, in `BYTES`")
 	c.script.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
-	}
-	if *settings != "" {
-		if err := c.settle(*settings); err != nil {
-			return c, &exitError{exitModel, err}
-		}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
 	if c.script.script != "" {
@@ -135,29 +128,6 @@ func parse(args []string) (config, error) {
 		return c, &exitError{exitUsage, errors.New("--max-delay is of no use without --max-batch")}
 	}
 	return c, nil
-}
-
-// settle takes the settings that the version brings.
-func (c *config) settle(path string) error {
-	kind := atelier.VariantONNX
-	if c.script.script != "" {
-		kind = atelier.VariantPython
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	s, err := atelier.ParseServing(b, kind)
-	if err != nil {
-		return err
-	}
-	if s.MaxBatch > 0 {
-		c.batching = serving.Batching{MaxRows: s.MaxBatch, MaxDelay: s.MaxDelay()}
-	}
-	if s.Workers > 0 {
-		c.script.workers = s.Workers
-	}
-	return nil
 }
 
 // run serves until ctx ends and the last request is answered.

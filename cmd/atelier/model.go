@@ -228,8 +228,7 @@ Files are uploaded once: content that the workspace holds already is not sent ag
 ONNX file. With --script, what answers is a scoring script among the files, a path within them, that runs in the environment which
 --environment names; the other files are what it loads. A directory's files keep their paths within it; a link in it stands for the file it leads to, which must lie within the
 directory as well. A file golden.json holds inputs with the outputs that an ONNX model must give on each device before it takes traffic
-('atelier model golden'); a file serving.json says how the version is served: {"format": 1, "max_batch": 64, "max_delay_ms": 5} runs rows of
-requests together, {"format": 1, "workers": 2} runs a scoring script in so many processes.`,
+('atelier model golden').`,
 		Example: `  atelier model register digits digits.onnx --description "first try" --tag team=vision
   atelier model register detector ./export/ --entry model.onnx
   atelier model register churn ./churn/ --script score.py --environment sklearn:2`,

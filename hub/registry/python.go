@@ -38,10 +38,7 @@ func (r *Registry) pythonVariants(ctx context.Context, workspace string, n NewVe
 		variants, err = variantsIn(e, n.Entry, files)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return variants, r.checkServing(files, atelier.VariantPython)
+	return variants, err
 }
 
 // variantsIn makes the variants of a script in an environment.

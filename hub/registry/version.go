@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -147,7 +146,7 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 	if v.Signature, err = r.readONNX(entry, v.Files); err != nil {
 		return v, err
 	}
-	return v, errors.Join(r.checkGolden(v.Files), r.checkServing(v.Files, v.Kind))
+	return v, r.checkGolden(v.Files)
 }
 
 // entryOf returns the file that the engine loads: the one that was named, or the
