@@ -47,7 +47,8 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
 
 bench: test-tools build runtime model ## run the benchmarks (BENCH=name one of them)
-	@[ "$(BENCH)" = spine ] || scripts/fetch-pairs $(CACHE)/pairs
+	@case "$(BENCH)" in spine|serving) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
+	@case "$(BENCH)" in spine|transfer) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
 	@go run ./bench $(BENCH)
 
 fpga: ## simulate the overlay for FPGAs, make its bitstreams for iCE40, and compare them with it; into bin/fpga/

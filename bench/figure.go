@@ -31,6 +31,9 @@ type Figure struct {
 	Runs      int      `json:"runs"`
 	Min       float64  `json:"min"`
 	Max       float64  `json:"max"`
+	// Note tells versions, commands and counts of workers of a peer, or why it is
+	// missing.
+	Note string `json:"note,omitempty"`
 }
 
 // lower makes a figure of which less is better from what each run measured.

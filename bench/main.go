@@ -41,7 +41,7 @@ type part struct {
 	measure func(context.Context, *world) ([]Figure, error)
 }
 
-var benchmarks = []benchmark{spine, transfer, huge}
+var benchmarks = []benchmark{spine, transfer, serving, huge}
 
 // limit is how long one benchmark may take.
 const limit = 20 * time.Minute
@@ -153,6 +153,9 @@ func (p part) run(ctx context.Context, root, dir string, out io.Writer) (figures
 		}
 		for _, other := range w.others {
 			err = errors.Join(err, other.Stop(syscall.SIGKILL, 10*time.Second))
+		}
+		for _, peer := range w.peers {
+			err = errors.Join(err, peer.stop())
 		}
 		err = errors.Join(err, clean())
 	}()

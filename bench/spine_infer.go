@@ -24,7 +24,17 @@ const (
 // requests straight to the model server's socket, in blocks of 50 in turn, and
 // with the engine's call in a process of its own, once each round. Each run is
 // the difference of two medians of one round.
-func infer(ctx context.Context, w *world) (figures []Figure, err error) {
+func infer(ctx context.Context, w *world) ([]Figure, error) {
+	runs, err := inferRuns(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return inferFigures(runs), nil
+}
+
+// inferRuns returns the medians of the rounds, of each of the calls and of the
+// engine alone.
+func inferRuns(ctx context.Context, w *world) (runs [][]float64, err error) {
 	d, err := oneDevice(ctx, w)
 	if err != nil {
 		return nil, err
@@ -66,7 +76,7 @@ func infer(ctx context.Context, w *world) (figures []Figure, err error) {
 	if err := sameAnswers(calls); err != nil {
 		return nil, err
 	}
-	runs := make([][]float64, len(calls)+1)
+	runs = make([][]float64, len(calls)+1)
 	for range inferRounds {
 		medians, err := inTurn(ctx, inferCalls, calls...)
 		if err != nil {
@@ -80,7 +90,7 @@ func infer(ctx context.Context, w *world) (figures []Figure, err error) {
 			runs[i] = append(runs[i], m)
 		}
 	}
-	return inferFigures(runs), nil
+	return runs, nil
 }
 
 // The indices of the calls; calls of the gateway are even, the same calls
@@ -157,11 +167,9 @@ func sameAnswers(calls []*call) error {
 // buildInProcess builds what calls the engine within its own process and
 // returns a function that runs it and gives the median in microseconds.
 func (w *world) buildInProcess(ctx context.Context) (func(context.Context) (float64, error), error) {
-	program := filepath.Join(w.dir, "in-process.test")
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", program, "./serving/onnxruntime")
-	build.Dir = w.root
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%s: %w\n%s", build, err, out)
+	program, err := w.buildEngine(ctx)
+	if err != nil {
+		return nil, err
 	}
 	return func(ctx context.Context) (float64, error) {
 		cmd := exec.CommandContext(ctx, program, "-test.run=^$", "-test.bench=^BenchmarkSilero$", fmt.Sprintf("-test.benchtime=%dx", inferCalls))
@@ -178,4 +186,15 @@ func (w *world) buildInProcess(ctx context.Context) (func(context.Context) (floa
 		}
 		return 0, fmt.Errorf("%s gave no median:\n%s", cmd, out)
 	}, nil
+}
+
+// buildEngine builds the benchmarks of the engine within their own process.
+func (w *world) buildEngine(ctx context.Context) (program string, err error) {
+	program = filepath.Join(w.dir, "in-process.test")
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-o", program, "./serving/onnxruntime")
+	build.Dir = w.root
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", build, err, out)
+	}
+	return program, nil
 }

@@ -27,6 +27,7 @@ type world struct {
 	out    io.Writer
 	hub    *boot.Program
 	others []*boot.Program // ended with the part
+	peers  []*running      // likewise
 	listen string          // the address of the hub's REST API
 	mqtt   string          // and of its MQTT listener
 	url    string          // of the workspace in the REST API

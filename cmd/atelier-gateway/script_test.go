@@ -17,8 +17,8 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 )
 
-// A scoring script behind the gateway: connections stay with the gateway, its id
-// of a request is in the script's log, the key is not shown to the script, and
+// A scoring script behind the gateway: passed on and lent, the id of a
+// request is in the script's log, the key is not shown to the script, and
 // when workers are killed under load nothing fails but the requests in them.
 func TestScript(t *testing.T) {
 	t.Parallel()
@@ -81,7 +81,7 @@ def run(data, request_headers):
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	pid := 0
-	for i := range 10 { // on one connection: an ONNX model's would be lent by now
+	for i := range 10 { // on one connection, which is lent after some
 		body := "body-" + strconv.Itoa(i)
 		status, text, id := score(client, body)
 		if pid, err = strconv.Atoi(text); status != 200 || err != nil || !strings.HasPrefix(id, "rollout-script-") {

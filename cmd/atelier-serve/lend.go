@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/serving"
@@ -62,16 +63,19 @@ func field(r *http1.Request, name string) string {
 // borrow offers gateways to answer on their clients' connections, where the model
 // server listens on a Unix socket. Without that they pass requests on. stop finishes
 // the requests that have begun and gives the connections back.
-func borrow(c config, handler *serving.Handler, log *slog.Logger) (stop func(context.Context) error, err error) {
-	path, unix := strings.CutPrefix(c.listen, "unix:")
+func borrow(listen string, handler lending.Handler, busyPoll time.Duration, log *slog.Logger) (stop func(context.Context) error) {
+	none := func(context.Context) error { return nil }
+	path, unix := strings.CutPrefix(listen, "unix:")
 	if !unix {
-		return func(context.Context) error { return nil }, nil
+		return none
 	}
 	listener, err := lending.Listen(path + lending.Suffix)
 	if err != nil {
-		return nil, err
+		// A path that is too long for a second socket, perhaps.
+		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
+		return none
 	}
-	b := lending.NewBorrower(newLent(c, handler), log, c.busyPoll)
+	b := lending.NewBorrower(handler, log, busyPoll)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(listener) }()
 	return func(ctx context.Context) error {
@@ -79,5 +83,5 @@ func borrow(c config, handler *serving.Handler, log *slog.Logger) (stop func(con
 			return err
 		}
 		return <-served
-	}, nil
+	}
 }

@@ -200,12 +200,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	giveBack := func(context.Context) error { return nil }
 	if !c.predictor.given() { // a hop costs little beside Python
-		giveBack, err = borrow(c, handler, log)
-	}
-	if err != nil {
-		// A path that is too long for a second socket, perhaps.
-		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
-		giveBack = func(context.Context) error { return nil }
+		giveBack = borrow(c.listen, newLent(c, handler), c.busyPoll, log)
 	}
 	handler.SetReady(model)
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())

@@ -64,7 +64,7 @@ func (c *scriptConfig) checkWorkers() error {
 }
 
 // runScript serves a scoring script until ctx ends and the last request is
-// answered. Its connections are not lent: the gateway passes requests on.
+// answered.
 func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	s := c.script
 	if s.workers == 0 {
@@ -106,6 +106,7 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	if err := handler.SetReady(pool); err != nil {
 		return errors.Join(scriptExit(err), server.Close())
 	}
+	giveBack := borrow(c.listen, &lentScript{handler, c.maxBody}, c.busyPoll, log)
 	log.Info("ready", "model", c.name, "version", c.version, "script", s.script, "workers", s.workers, "listen", listener.Addr().String())
 	var failed error
 	select {
@@ -118,7 +119,7 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	if err := server.Shutdown(grace); err != nil {
+	if err := errors.Join(giveBack(grace), server.Shutdown(grace)); err != nil {
 		return errors.Join(failed, fmt.Errorf("requests were still in progress after %v: %w", drainTime, err))
 	}
 	return failed

@@ -42,7 +42,7 @@ var layers = []layer{
 	{"internal/postgrestest", nil, "it starts a database server for tests"},
 	{"examples", []string{"internal/boot"}, "examples use Atelier as its users do"},
 	{"internal/e2e", []string{"", "internal/boot", "internal/wire", "internal/trust", "internal/otlp"}, "it boots programs and talks to them from outside, as a device too"},
-	{"bench", []string{"internal/boot", "internal/onnx"}, "benchmarks measure the programs as their users have them"},
+	{"bench", []string{"internal/boot", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},

@@ -53,8 +53,18 @@ func newBackend(endpoint string, b atelier.Backend) *backend {
 // backendConn is one connection to a module.
 type backendConn struct {
 	http1.Conn
-	r    *bufio.Reader
+	r    *bufio.Reader // nil while it is idle: a device may have a thousand of those
 	used time.Time
+}
+
+// readers are buffers of connections in use.
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, http1.MaxHead) }}
+
+// take gives c a buffer.
+func (c *backendConn) take() *backendConn {
+	c.r = readers.Get().(*bufio.Reader)
+	c.r.Reset(c.Conn.Conn)
+	return c
 }
 
 // get returns an idle connection, or a new one, and whether it was used before.
@@ -66,7 +76,7 @@ func (b *backend) get() (c *backendConn, reused bool, err error) {
 	b.mu.Unlock()
 	if c != nil {
 		if time.Since(c.used) < idleFor {
-			return c, true, nil
+			return c.take(), true, nil
 		}
 		_ = c.Close() // the others are older still: they go in put
 	}
@@ -79,7 +89,7 @@ func (b *backend) dial() (*backendConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &backendConn{Conn: http1.Conn{Conn: conn}, r: bufio.NewReaderSize(conn, http1.MaxHead)}, nil
+	return (&backendConn{Conn: http1.Conn{Conn: conn}}).take(), nil
 }
 
 // reachable reports whether the module takes connections.
@@ -101,6 +111,9 @@ func (b *backend) put(c *backendConn) {
 		_ = b.idle[0].Close() // likewise
 		b.idle = append(b.idle[:0], b.idle[1:]...)
 	}
+	c.r.Reset(nil)
+	readers.Put(c.r)
+	c.r = nil
 	b.idle = append(b.idle, c)
 }
 

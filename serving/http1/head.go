@@ -10,6 +10,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"iter"
 	"strconv"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -282,13 +283,24 @@ var hopByHop = []string{
 	"transfer-encoding", "upgrade", "content-length", "expect",
 }
 
-// AppendFields appends those of fields that go on to the next hop, except those
-// that are named.
-func AppendFields(b []byte, fields []Field, except ...string) []byte {
-	for i, f := range fields {
-		if IsAny(f.Name, hopByHop) || IsAny(f.Name, except) || namedByConnection(fields, i) {
-			continue
+// Forwarded yields those of fields that go on to the next hop, except those that are
+// named.
+func Forwarded(fields []Field, except ...string) iter.Seq[Field] {
+	return func(yield func(Field) bool) {
+		for i, f := range fields {
+			if IsAny(f.Name, hopByHop) || IsAny(f.Name, except) || namedByConnection(fields, i) {
+				continue
+			}
+			if !yield(f) {
+				return
+			}
 		}
+	}
+}
+
+// AppendFields appends the fields that Forwarded yields.
+func AppendFields(b []byte, fields []Field, except ...string) []byte {
+	for f := range Forwarded(fields, except...) {
 		b = append(b, f.Name...)
 		b = append(b, ": "...)
 		b = append(b, f.Value...)

@@ -85,12 +85,19 @@ func (l *lent) compose(a *Answer) {
 	b = append(append(b, ' '), http.StatusText(a.Status)...)
 	b = append(b, "\r\nDate: "...)
 	b = time.Now().UTC().AppendFormat(b, http.TimeFormat)
-	b = append(append(b, "\r\nContent-Type: "...), a.ContentType...)
-	b = append(append(b, "\r\n"...), a.Fields...)
+	b = append(b, "\r\n"...)
+	if a.ContentType != "" {
+		b = append(append(append(b, "Content-Type: "...), a.ContentType...), "\r\n"...)
+	}
+	b = append(b, a.Fields...)
 	b = append(b, atelier.HeaderRequestID+": "...)
 	b = append(append(b, l.id...), "\r\n"...)
 	if l.c.terms.Model != "" {
 		b = append(append(append(b, atelier.HeaderModel+": "...), l.c.terms.Model...), "\r\n"...)
+	}
+	if a.Status == http.StatusNoContent || a.Status == http.StatusNotModified { // which have no body, whatever the handler says
+		l.out = append(b, "\r\n"...)
+		return
 	}
 	b = http1.AppendFraming(b, http1.Framing{Length: int64(len(a.Body))})
 	l.out = append(append(b, "\r\n"...), a.Body...)

@@ -39,7 +39,7 @@ type Request struct {
 // Answer is the answer to one request.
 type Answer struct {
 	Status      int
-	ContentType string
+	ContentType string // "" where there is none
 	Fields      []byte // further header fields, each with its CR LF
 	Body        []byte
 }

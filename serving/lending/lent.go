@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/atelier-edge/atelier/serving/direct"
 	"github.com/atelier-edge/atelier/serving/http1"
 )
 
@@ -42,17 +43,13 @@ type lent struct {
 const firstBuffer = 16 << 10
 
 func newLent(c *channel, f *frame, conn net.Conn) (*lent, error) {
-	with, ok := conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.New("a connection of this kind cannot be borrowed")
-	}
-	raw, err := with.SyscallConn()
+	to, err := direct.New(conn)
 	if err != nil {
 		return nil, err
 	}
 	l := &lent{
 		c: c, index: f.slot, slot: &c.page.slots[f.slot], key: f.key,
-		conn: http1.Conn{Conn: conn}, raw: raw, began: time.Now(),
+		conn: http1.Conn{Conn: to}, raw: to.Raw(), began: time.Now(),
 		buf: make([]byte, max(len(f.bytes), firstBuffer)), id: append([]byte(c.terms.Rollout), '-'),
 	}
 	l.n = copy(l.buf, f.bytes)
@@ -132,7 +129,7 @@ func (l *lent) tryRead(fd uintptr) bool {
 		l.err = errRecalled
 	} else {
 		var n int
-		n, l.err = syscall.Read(int(fd), l.buf[l.n:])
+		n, l.err = direct.Read(fd, l.buf[l.n:])
 		switch {
 		case n > 0:
 			if l.n == 0 {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"io"
-	"net"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -52,11 +51,15 @@ func writeFrame(w io.Writer, kind byte, number uint16, meta any, body []byte) er
 	binary.LittleEndian.PutUint16(b[2:], number)
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(text)))
 	binary.LittleEndian.PutUint32(b[8:], uint32(len(body)))
-	buffers := net.Buffers{append(b, text...), body}
-	if len(body) == 0 {
-		buffers = buffers[:1]
+	b = append(b, text...)
+	const small = 64 << 10 // copying less than that is quicker than a second call
+	if len(body) < small {
+		_, err = w.Write(append(b, body...))
+		return err
 	}
-	_, err = buffers.WriteTo(w)
+	if _, err = w.Write(b); err == nil {
+		_, err = w.Write(body)
+	}
 	return err
 }
 

@@ -7,8 +7,9 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/atelier-edge/atelier/serving/direct"
 )
 
 // What is kept of what a script prints. All of it is read, so that the script
@@ -57,15 +58,14 @@ func (o *output) read() {
 func (o *output) pump(fd, most int) (ended bool) {
 	for read := 0; most < 0 || read < most; {
 		o.mu.Lock()
-		n, err := syscall.Read(fd, o.buffer)
+		n, err := direct.Read(uintptr(fd), o.buffer)
 		if n > 0 {
 			read += n
 			o.take(o.buffer[:n])
 		}
 		o.mu.Unlock()
 		switch {
-		case err == syscall.EINTR:
-		case err == syscall.EAGAIN:
+		case direct.Again(err):
 			return false
 		case err != nil || n == 0:
 			return true

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/serving/direct"
 )
 
 //go:embed worker.py
@@ -52,6 +53,7 @@ type worker struct {
 	name   int // which of the pool's
 	cmd    *exec.Cmd
 	conn   *net.UnixConn
+	direct *direct.Conn // reads and writes conn
 	reader *bufio.Reader
 	out    *output
 	about  about
@@ -93,6 +95,10 @@ func (p *Pool) spawn(name int) (*worker, error) {
 	}
 	defer source.Close()
 
+	frames, err := direct.New(conn)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make a socket: %w", err), conn.Close(), printed.Close(), sourceEnd.Close())
+	}
 	cmd := exec.Command(p.opts.Python, "-c", bootstrap)
 	cmd.ExtraFiles = []*os.File{theirs, source}
 	cmd.Stdout, cmd.Stderr = prints, prints
@@ -109,7 +115,7 @@ func (p *Pool) spawn(name int) (*worker, error) {
 	}
 	err = errors.Join(err, sourceEnd.Close())
 	w := &worker{
-		name: name, cmd: cmd, conn: conn.(*net.UnixConn), reader: bufio.NewReaderSize(conn, 32<<10),
+		name: name, cmd: cmd, conn: conn.(*net.UnixConn), direct: frames, reader: bufio.NewReaderSize(frames, 32<<10),
 		ended: make(chan struct{}), out: newOutput(printed, p.opts.Log.With("worker", name)),
 	}
 	if cmd.Process == nil {
@@ -216,7 +222,7 @@ func (w *worker) initialise(ctx context.Context, p *Pool) error {
 	if p.opts.Predictor != nil {
 		source = predictorSource
 	}
-	err := writeFrame(w.conn, kindStart, 0, startMeta{p.opts.Script, p.opts.Predictor}, source)
+	err := writeFrame(w.direct, kindStart, 0, startMeta{p.opts.Script, p.opts.Predictor}, source)
 	var f frame
 	if err == nil {
 		f, err = readFrame(w.reader)
@@ -320,7 +326,7 @@ func (w *worker) exchange(r *Request, deadline time.Time) (*Answer, error) {
 	w.out.begin(r.ID)
 	defer w.out.end()
 	w.number++
-	err := writeFrame(w.conn, kindRequest, w.number, meta, r.Body)
+	err := writeFrame(w.direct, kindRequest, w.number, meta, r.Body)
 	switch {
 	case isTalk(err):
 		return nil, err // nothing was sent
