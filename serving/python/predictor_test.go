@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/mlflow"
@@ -96,7 +97,7 @@ func predict(t *testing.T, s *Source) (*httptest.Server, *Pool, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	pool, err := Start(t.Context(), Options{Python: interpreter(t), Predictor: s, Log: logger})
+	pool, err := Start(t.Context(), Options{Python: interpreter(t), Predictor: s, Deadline: 10 * time.Minute, InitTimeout: 10 * time.Minute, Log: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
