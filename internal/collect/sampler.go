@@ -57,7 +57,11 @@ func NewSampler(log *slog.Logger) *Sampler {
 func (s *Sampler) Serve(l net.Listener) error {
 	s.mu.Lock()
 	s.listener = l
+	closed := s.closed
 	s.mu.Unlock()
+	if closed {
+		return l.Close()
+	}
 	for {
 		conn, err := l.Accept()
 		if err != nil {

@@ -203,3 +203,17 @@ func TestTheShareIsKept(t *testing.T) {
 		t.Errorf("%d of %d were chosen", chosen, all)
 	}
 }
+
+// A model server may end before its sampler has begun to listen.
+func TestClosedBeforeServed(t *testing.T) {
+	t.Parallel()
+	s := NewSampler(slog.New(slog.DiscardHandler))
+	l, err := Listen(filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close(t.Context())
+	if err := s.Serve(l); err != nil {
+		t.Error(err)
+	}
+}
