@@ -36,7 +36,7 @@ func TestCollectionsAreChecked(t *testing.T) {
 			continue
 		}
 		var e *Error
-		if e, _ = err.(*Error); e == nil || e.Code != Invalid || e.Field != c.field { //nolint:errorlint // made by Check
+		if e, _ = err.(*Error); e == nil || e.Code != Invalid || e.Field != c.field {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

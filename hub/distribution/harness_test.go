@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/access"
@@ -34,7 +33,6 @@ type registry struct {
 	content *content.Store
 	access  *access.Authority
 	images  *images.Registry
-	now     func() time.Time
 }
 
 func newRegistry(t testing.TB, change ...func(*images.Config)) *registry {

@@ -109,7 +109,7 @@ func chooseRegistry(tx store.Tx, w *atelier.Workspace, choice string) error {
 		w.Resources = append(w.Resources, chosen)
 		return nil
 	}
-	if w.Resources[i].Provider == chosen.Provider && w.Resources[i].Provider == atelier.ProviderBuiltin {
+	if chosen.Provider == atelier.ProviderBuiltin && w.Resources[i].Provider == atelier.ProviderBuiltin {
 		return nil
 	}
 	if w.ID != "" {

@@ -174,7 +174,7 @@ func (s *server) registerDeployments(api huma.API) {
 	}) (*answer[atelier.DeploymentPlan], error) {
 		spec := in.Body.spec()
 		spec.Name, spec.Model, spec.Selector, spec.Switch = &in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
-		in.Body.TrialChange.set(&spec)
+		in.Body.set(&spec)
 		return answerOf(s.fleet.PlanDeployment(ctx, workspaceOf(ctx), spec, time.Duration(in.Wait)*time.Second))
 	})
 	register(s, api, operation{
@@ -204,7 +204,7 @@ func (s *server) registerDeployments(api huma.API) {
 		}
 		spec := in.Body.spec()
 		spec.Name, spec.Model, spec.Selector, spec.Switch = in.Body.Name, in.Body.Model, in.Body.Selector, in.Body.Switch
-		in.Body.TrialChange.set(&spec)
+		in.Body.set(&spec)
 		d, err := s.fleet.UpdateDeployment(ctx, workspaceOf(ctx), in.Deployment, revision, spec)
 		return resourceOf(d, err, meta)
 	})

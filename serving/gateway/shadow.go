@@ -244,7 +244,7 @@ func (s *shadow) exchange(c *copied, m *backendConn, stop chan struct{}) (a comp
 		case <-finished:
 		case <-stop:
 			hurried = true
-			_ = m.Conn.SetDeadline(time.Now().Add(drainPatience)) // fails only with the connection
+			_ = m.SetDeadline(time.Now().Add(drainPatience)) // fails only with the connection
 		}
 	}()
 	clean := false
