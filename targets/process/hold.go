@@ -162,10 +162,16 @@ func (h *hold) wait(signals <-chan os.Signal) *targets.Exit {
 	children := make(chan os.Signal, 1) // one stands for all that ended
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
+	// The kernel's list of children may skip some while others of them end (proc(5)).
+	again := time.NewTimer(lookAgain)
+	defer again.Stop()
 	outOfMemory := false
 	for running := true; running; {
 		select {
 		case <-children:
+			bury(h.cmd.Process.Pid)
+			again.Reset(lookAgain)
+		case <-again.C:
 			bury(h.cmd.Process.Pid)
 		case s := <-signals:
 			if s == signalKill {

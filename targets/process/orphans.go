@@ -10,8 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// orphansTime bounds how long the end of orphans is waited for.
-const orphansTime = 2 * time.Second
+const (
+	orphansTime = 2 * time.Second        // bounds how long the end of orphans is waited for
+	lookAgain   = 100 * time.Millisecond // after the last of them ended
+)
 
 // adopt makes this process the parent of those that the module's processes leave
 // behind, whatever group they put themselves in. Without it they would outlive the
