@@ -26,7 +26,11 @@ func (r *Runner) Collected() []Collected {
 		}
 		// What leaves is recorded as its successor is: masks that came since hold for it too.
 		c := *record.Current.Module.Collect
-		for _, slot := range append([]*state.Slot{record.Current}, record.Leaving...) {
+		slots := append([]*state.Slot{record.Current}, record.Leaving...)
+		if record.Trial != nil && record.Split.Kind == atelier.Canary { // a shadow answers nobody
+			slots = append(slots, record.Trial)
+		}
+		for _, slot := range slots {
 			rollout := slot.Module.Rollout
 			all = append(all, Collected{Deployment: deployment, Name: record.Current.Module.Name, Rollout: rollout, Socket: r.socket(rollout), Collection: c})
 		}
