@@ -19,7 +19,7 @@ type window struct {
 
 const (
 	slack        = 100 * time.Millisecond
-	opening      = 3    // by how much the window grows with each round trip at first
+	opening      = 2    // by how much the window grows with each round trip at first
 	growing      = 1.25 // a rate that grows by less from one sample to the next does not
 	sampleTime   = 10 * time.Millisecond
 	shortestWait = 2 * time.Second
