@@ -103,17 +103,6 @@ func Inputs(r *rand.Rand, n int) []int8 {
 	return x
 }
 
-// Place lays a network of dense layers out for a geometry.
-func Place(g program.Geometry, n *reference.Network) (*program.Program, error) {
-	var layers []program.Dense
-	for _, l := range n.Layers {
-		d := l.(*reference.Dense)
-		layers = append(layers, program.Dense{Weights: d.Weights, Bias: d.Bias, Multiplier: d.Multiplier, Shift: d.Shift,
-			Zero: d.Zero, Low: d.Low, High: d.High})
-	}
-	return program.Place(g, layers)
-}
-
 // Widest returns a layer of 510 inputs whose sums reach to the ends of the
 // accumulators, with the shift that brings them back to 8 bits.
 func Widest() *reference.Network {

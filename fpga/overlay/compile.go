@@ -1,5 +1,5 @@
 // Package overlay compiles ONNX models to programs for the overlay, the soft neural
-// processor of FPGA hosts: multi-layer perceptrons, quantised already or quantised
+// processor of FPGA hosts: multi-layer perceptrons and convolutional networks, quantised already or quantised
 // here with the help of a calibration set. What it cannot compile it names.
 package overlay
 
@@ -45,7 +45,10 @@ type Output struct {
 // Model is a compiled model.
 type Model struct {
 	Program *program.Program
-	Input   string       // its name
+	Input   string // its name
+	// Shape is that of the input. The model takes its elements by channel, row and column; the
+	// overlay by row, column and channel.
+	Shape   program.Image
 	In, Out Quantisation // of the network's inputs and results
 	Outputs []Output
 	Cycles  int // that an inference is predicted to take
@@ -97,24 +100,26 @@ func Compile(b []byte, o Options) (*Compiled, error) {
 	if err != nil {
 		return nil, err
 	}
+	var calibration [][]float64
 	for k, x := range o.Calibration {
-		if len(x) != l.inputs {
-			return nil, atelier.Errorf(atelier.Invalid, "calibration input %d has %d values, the model takes %d", k, len(x), l.inputs).
+		if len(x) != l.shape.Size() {
+			return nil, atelier.Errorf(atelier.Invalid, "calibration input %d has %d values, the model takes %d", k, len(x), l.shape.Size()).
 				WithRemedy("Give inputs of the model's shape.")
 		}
+		calibration = append(calibration, arranged(l.shape, x))
 	}
-	if err := l.calibrate(o.Calibration); err != nil {
+	if err := l.calibrate(calibration); err != nil {
 		return nil, err
 	}
-	network, layers, err := l.quantise()
+	network, operations, err := l.quantise()
 	if err != nil {
 		return nil, err
 	}
-	p, err := program.Place(o.Geometry, layers)
+	p, err := program.Place(o.Geometry, operations)
 	if err != nil {
 		return nil, err
 	}
-	c := &Compiled{Network: network, Model: &Model{Program: p, Input: l.input, In: *l.in, Out: *l.last().out,
+	c := &Compiled{Network: network, Model: &Model{Program: p, Input: l.input, Shape: l.shape, In: *l.in, Out: *l.last().out,
 		Outputs: l.outputs, Cycles: p.Cycles()}}
 	if o.Runtime != nil {
 		c.Report, err = c.compare(o)
@@ -122,15 +127,37 @@ func Compile(b []byte, o Options) (*Compiled, error) {
 	return c, err
 }
 
-func (l *lowered) last() *stage { return l.stages[len(l.stages)-1] }
+func (l *lowered) last() *stage {
+	if len(l.stages) == 0 {
+		return nil
+	}
+	return l.stages[len(l.stages)-1]
+}
+
+// arranged brings an image from the model's order into the overlay's.
+func arranged(m program.Image, x []float64) []float64 {
+	if m.Channels == 1 || m.Height*m.Width == 1 {
+		return x
+	}
+	y := make([]float64, len(x))
+	for i, v := range x {
+		y[value{Image: m}.flatTo(i)] = v
+	}
+	return y
+}
+
+// Arrange makes of a model's input what the overlay takes.
+func (m *Model) Arrange(x []float64) []int8 {
+	q := make([]int8, len(x))
+	for i, v := range arranged(m.Shape, x) {
+		q[i] = m.In.Quantise(v)
+	}
+	return q
+}
 
 // Infer returns the compiled model's outputs by name, as the reference computes them.
 func (c *Compiled) Infer(x []float64) map[string][]float64 {
-	q := make([]int8, len(x))
-	for i, v := range x {
-		q[i] = c.Model.In.Quantise(v)
-	}
-	y := c.Network.Infer(q)
+	y := c.Network.Infer(c.Model.Arrange(x))
 	return c.Model.Results(y, reference.ArgMax(y))
 }
 

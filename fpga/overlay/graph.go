@@ -30,7 +30,9 @@ type node struct {
 	name, op, domain string
 	inputs, outputs  []string
 	ints             map[string]int64
+	lists            map[string][]int64
 	floats           map[string]float64
+	strings          map[string]string
 	tensors          map[string]*constant
 }
 
@@ -138,7 +140,7 @@ func fields(b []byte, fn func(field) error) error {
 }
 
 func parseNode(b []byte) (*node, error) {
-	n := &node{ints: map[string]int64{}, floats: map[string]float64{}, tensors: map[string]*constant{}}
+	n := &node{ints: map[string]int64{}, lists: map[string][]int64{}, floats: map[string]float64{}, strings: map[string]string{}, tensors: map[string]*constant{}}
 	err := fields(b, func(f field) error {
 		switch f.num {
 		case 1:
@@ -152,8 +154,9 @@ func parseNode(b []byte) (*node, error) {
 		case 7:
 			n.domain = string(f.bytes)
 		case 5: // attribute
-			var name string
+			var name, text string
 			var i int64
+			var list []int64
 			var v float64
 			var t *constant
 			err := fields(f.bytes, func(f field) (err error) {
@@ -164,12 +167,16 @@ func parseNode(b []byte) (*node, error) {
 					v = float64(math.Float32frombits(uint32(f.value)))
 				case 3: // i
 					i = int64(f.value)
+				case 4: // s
+					text = string(f.bytes)
 				case 5: // t
 					_, t, err = parseTensor(f.bytes)
+				case 8: // ints
+					err = varints(f, func(v uint64) { list = append(list, int64(v)) })
 				}
 				return err
 			})
-			n.ints[name], n.floats[name], n.tensors[name] = i, v, t
+			n.ints[name], n.lists[name], n.floats[name], n.strings[name], n.tensors[name] = i, list, v, text, t
 			return err
 		}
 		return nil

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}
+var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}
 
 func read[T any](t testing.TB, path string) (v T) {
 	t.Helper()
@@ -115,10 +115,15 @@ func TestDigits(t *testing.T) {
 		Digits []float64
 	}](t, digits+"held-out.json")
 	calibration := read[[][]float64](t, "testdata/calibration.json")
-	for _, path := range []string{digits + "digits-v1.onnx", digits + "digits-v2.onnx", "testdata/digits-qdq.onnx", "testdata/digits-qoperator.onnx"} {
+	for _, path := range []string{digits + "digits-v1.onnx", digits + "digits-v2.onnx", "testdata/digits-qdq.onnx", "testdata/digits-qoperator.onnx",
+		"testdata/digits-conv.onnx", "testdata/digits-conv-qdq.onnx", "testdata/digits-conv-qoperator.onnx", "testdata/digits-residual.onnx"} {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			t.Parallel()
 			run := runtime(t, path)
+			geometry := geometry
+			if strings.Contains(path, "residual") { // it holds two images at once
+				geometry.Activations, geometry.Weights = 11, 11
+			}
 			o := overlay.Options{Geometry: geometry, Runtime: run, Calibration: calibration}
 			c, err := overlay.Compile(model(t, path), o)
 			if err != nil {
@@ -137,10 +142,7 @@ func TestDigits(t *testing.T) {
 			}
 			right, wanted := 0, 0
 			for k, x := range held.Pixels {
-				q := make([]int8, len(x))
-				for i, v := range x {
-					q[i] = c.Model.In.Quantise(v)
-				}
+				q := c.Model.Arrange(x)
 				got, err := c.Model.Program.Infer(processor, q)
 				if err != nil {
 					t.Fatal(err)

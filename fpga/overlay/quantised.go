@@ -2,6 +2,8 @@ package overlay
 
 import (
 	"math"
+
+	"github.com/atelier-edge/atelier/fpga/program"
 )
 
 // quantisation reads scale and zero point from the node's inputs i and i+1. The
@@ -35,26 +37,50 @@ func (l *lowering) quantisation(n *node, i int) (*Quantisation, error) {
 	return &Quantisation{Scale: scale, Zero: int8(zero)}, nil
 }
 
-// quantised notes how the chain's value is quantised.
-func (l *lowering) quantised(n *node, q *Quantisation) error {
-	s := l.last()
-	switch {
-	case s == nil && l.in == nil:
-		l.in = q
-	case s == nil && *l.in != *q, s != nil && s.out != nil && *s.out != *q:
-		return unsupported(n, "it quantises anew what is quantised already")
-	case s != nil:
-		s.out = q
+// quantised notes how a value is quantised.
+func (l *lowering) quantised(n *node, v value, q *Quantisation) error {
+	if v.from == 0 {
+		if l.in == nil {
+			l.in = q
+		}
+		if *l.in != *q {
+			return unsupported(n, "it quantises anew what is quantised already")
+		}
+		return nil
 	}
+	s := l.stages[v.from-1]
+	if before := l.quantisedAs(v); before != nil && *before != *q {
+		return unsupported(n, "it quantises anew what is quantised already")
+	}
+	if s.kind == program.MaxPool && s.function == nil {
+		return l.quantised(n, value{from: s.from[0]}, q) // it leaves numbers as they are
+	}
+	s.out = q
 	return nil
 }
 
-// quantisedAs returns how the chain's value is quantised, nil if it is not.
-func (l *lowering) quantisedAs() *Quantisation {
-	if s := l.last(); s != nil {
-		return s.out
+// quantisedAs returns how a value is quantised, nil if it is not.
+func (l *lowering) quantisedAs(v value) *Quantisation {
+	if v.from == 0 {
+		return l.in
 	}
-	return l.in
+	if s := l.stages[v.from-1]; s.kind != program.MaxPool || s.function != nil {
+		return s.out
+	} else {
+		return l.quantisedAs(value{from: s.from[0]})
+	}
+}
+
+// expects refuses a value that is quantised otherwise than the node's input i says.
+func (l *lowering) expects(n *node, v value, i int) error {
+	in, err := l.quantisation(n, i)
+	if err != nil {
+		return err
+	}
+	if before := l.quantisedAs(v); before == nil || *before != *in {
+		return unsupported(n, "its input is quantised otherwise than the value before it")
+	}
+	return nil
 }
 
 // dequantiseConstant makes real numbers of quantised weights or biases.
@@ -86,54 +112,107 @@ func dequantised(c *constant, scale, zero float64) *constant {
 	return real
 }
 
-// quantisedDense is QLinearMatMul, or QGemm of ONNX Runtime's own operators.
-func (l *lowering) quantisedDense(n *node) error {
-	in, err := l.quantisation(n, 1)
+// quantisedWeights reads weights, their scale and zero point from the node's inputs i to i+2.
+func (l *lowering) quantisedWeights(n *node, i int) (*constant, error) {
+	w, err := l.constant(n, i)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	before := l.quantisedAs()
-	if before == nil || *before != *in {
-		return unsupported(n, "its input is quantised otherwise than the value before it")
-	}
-	w, err := l.constant(n, 3)
+	scale, err := l.scalar(n, i+1, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	scale, err := l.scalar(n, 4, 0)
+	zero, err := l.scalar(n, i+2, 0)
 	if err != nil {
-		return err
-	}
-	zero, err := l.scalar(n, 5, 0)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	if !(scale > 0) || w == nil {
-		return unsupported(n, "its weights have the scale %v", scale)
+		return nil, unsupported(n, "its weights have the scale %v", scale)
 	}
-	s, err := l.begin(n, dequantised(w, scale, zero), n.op == "QGemm" && n.ints["transB"] != 0)
+	return dequantised(w, scale, zero), nil
+}
+
+// quantisedDense is QLinearMatMul, or QGemm of ONNX Runtime's own operators.
+func (l *lowering) quantisedDense(n *node, v value) (value, error) {
+	if err := l.expects(n, v, 1); err != nil {
+		return v, err
+	}
+	w, err := l.quantisedWeights(n, 3)
 	if err != nil {
-		return err
+		return v, err
 	}
-	s.scale = scale
+	s, err := l.matrix(n, v, w, n.op == "QGemm" && n.ints["transB"] != 0)
+	if err != nil {
+		return v, err
+	}
+	s.scale = w.scale
 	out := 6
 	if n.op == "QGemm" {
 		if alpha, given := n.floats["alpha"]; given && alpha != 1 || n.ints["transA"] != 0 {
-			return unsupported(n, "it scales or transposes its input")
+			return v, unsupported(n, "it scales or transposes its input")
 		}
 		b, err := l.constant(n, 6)
 		if err != nil {
-			return err
+			return v, err
 		}
-		if err := s.bias(b, scale*in.Scale); err != nil {
-			return err
+		if err := s.bias(b, w.scale*l.quantisedAs(v).Scale); err != nil {
+			return v, err
 		}
 		out = 7
 	}
 	if out < len(n.inputs) {
 		if s.out, err = l.quantisation(n, out); err != nil {
-			return err
+			return v, err
 		}
 	}
-	return l.fold(s)
+	return l.result(s)
+}
+
+// quantisedConvolution is QLinearConv.
+func (l *lowering) quantisedConvolution(n *node, v value) (value, error) {
+	if err := l.expects(n, v, 1); err != nil {
+		return v, err
+	}
+	w, err := l.quantisedWeights(n, 3)
+	if err != nil {
+		return v, err
+	}
+	s, err := l.filters(n, v, w)
+	if err != nil {
+		return v, err
+	}
+	s.scale = w.scale
+	b, err := l.constant(n, 8)
+	if err != nil {
+		return v, err
+	}
+	if err := s.bias(b, w.scale*l.quantisedAs(v).Scale); err != nil {
+		return v, err
+	}
+	if s.out, err = l.quantisation(n, 6); err != nil {
+		return v, err
+	}
+	return l.result(s)
+}
+
+// quantisedSum is QLinearAdd of ONNX Runtime's own operators.
+func (l *lowering) quantisedSum(n *node) (value, error) {
+	if len(n.inputs) < 7 {
+		return value{}, unsupported(n, "it has %d inputs, 7 or 8 were expected", len(n.inputs))
+	}
+	for i := range 2 {
+		v, is := l.values[n.inputs[3*i]]
+		if !is {
+			return v, unsupported(n, "its input %q is no layer's result", n.inputs[3*i])
+		}
+		if err := l.expects(n, v, 3*i+1); err != nil {
+			return v, err
+		}
+	}
+	v, err := l.sum(n, n.inputs[0], n.inputs[3])
+	if err != nil {
+		return v, err
+	}
+	l.last().out, err = l.quantisation(n, 6)
+	return v, err
 }

@@ -15,7 +15,7 @@ const (
 	AddressMagic       = 0x000000 // "ATNP"
 	AddressISA         = 0x000004 // 16 bits
 	AddressLanes       = 0x000006 // 16 bits
-	AddressDepths      = 0x000008 // a byte each: activations, biases, program, weights; powers of two
+	AddressDepths      = 0x000008 // a byte each: activations, biases, program, weights, tables; powers of two
 	AddressUUID        = 0x000010 // 16 bytes: the overlay's identity
 	AddressControl     = 0x000020 // writing a 1 starts an inference
 	AddressStatus      = 0x000021 // bits as below
@@ -24,6 +24,7 @@ const (
 	AddressProgram     = 0x100000
 	AddressBiases      = 0x200000 // 4 bytes each, the highest is ignored
 	AddressActivations = 0x300000
+	AddressTables      = 0x400000
 	AddressWeights     = 0x800000
 )
 
@@ -53,7 +54,7 @@ func ParseIdentity(b []byte) (Identity, error) {
 	id := Identity{
 		ISA: int(binary.LittleEndian.Uint16(b[4:])),
 		Geometry: Geometry{Lanes: int(binary.LittleEndian.Uint16(b[6:])), Activations: int(b[8]), Biases: int(b[9]),
-			Program: int(b[10]), Weights: int(b[11])},
+			Program: int(b[10]), Weights: int(b[11]), Tables: int(b[12])},
 		UUID: [16]byte(b[16:]),
 	}
 	if id.ISA != ISA {
@@ -73,13 +74,26 @@ type Region struct {
 // it is to be written and can be read back.
 func (p *Program) Regions() []Region {
 	var layers, biases []byte
-	for _, l := range p.Layers {
-		layers = l.Append(layers)
+	for k := range p.Layers {
+		layers = p.Layers[k].Append(layers)
 	}
 	for _, b := range p.Biases {
 		biases = append(biases, byte(b), byte(b>>8), byte(b>>16), 0)
 	}
-	return []Region{{AddressWeights, p.Weights}, {AddressBiases, biases}, {AddressProgram, layers}}
+	regions := []Region{{AddressWeights, p.Weights}, {AddressBiases, biases}, {AddressProgram, layers}}
+	if len(p.Tables) > 0 {
+		var tables []byte
+		for _, t := range p.Tables {
+			for _, v := range t {
+				tables = append(tables, byte(v))
+			}
+		}
+		regions = append(regions, Region{AddressTables, tables})
+	}
+	for _, b := range p.Borders {
+		regions = append(regions, Region{AddressActivations + uint32(b.At), bytes.Repeat([]byte{byte(b.Value)}, b.Length)})
+	}
+	return regions
 }
 
 // Device is a host's way to the memories and registers of an overlay.
@@ -118,16 +132,19 @@ type Result struct {
 
 // Infer runs one inference on a device into which the program was loaded.
 func (p *Program) Infer(d Device, x []int8) (Result, error) {
-	if len(x) != p.Inputs {
-		return Result{}, atelier.Errorf(atelier.Invalid, "the network takes %d values, %d came", p.Inputs, len(x)).
+	if len(x) != p.Inputs() {
+		return Result{}, atelier.Errorf(atelier.Invalid, "the network takes %d values, %d came", p.Inputs(), len(x)).
 			WithRemedy("Give as many values as the model's signature says.")
 	}
 	in := make([]byte, len(x))
 	for i, v := range x {
 		in[i] = byte(v)
 	}
-	if err := d.Write(AddressActivations, in); err != nil {
-		return Result{}, err
+	for row := range p.Input.Rows {
+		at := AddressActivations + uint32(p.Input.At+row*p.Input.Step)
+		if err := d.Write(at, in[row*p.Input.Row:(row+1)*p.Input.Row]); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := d.Write(AddressControl, []byte{1}); err != nil {
 		return Result{}, err
@@ -143,7 +160,7 @@ func (p *Program) Infer(d Device, x []int8) (Result, error) {
 		return Result{}, fmt.Errorf("the overlay's status is %#02x, expected was %#02x", status[0], StatusDone)
 	}
 	last := p.Layers[len(p.Layers)-1]
-	out := make([]byte, last.Out)
+	out := make([]byte, last.Outputs())
 	if err := d.Read(AddressActivations+uint32(last.Destination), out); err != nil {
 		return Result{}, err
 	}

@@ -7,6 +7,7 @@ module overlay_axilite #(
     parameter BIASES = 8,
     parameter PROGRAM = 6,
     parameter WEIGHTS = 10,
+    parameter TABLES = 9,
     parameter [127:0] UUID = 128'h0
 ) (
     input wire aclk,
@@ -79,7 +80,7 @@ module overlay_axilite #(
         end
     end
 
-    overlay #(.N(N), .ACTIVATIONS(ACTIVATIONS), .BIASES(BIASES), .PROGRAM(PROGRAM), .WEIGHTS(WEIGHTS), .UUID(UUID)) overlay (
+    overlay #(.N(N), .ACTIVATIONS(ACTIVATIONS), .BIASES(BIASES), .PROGRAM(PROGRAM), .WEIGHTS(WEIGHTS), .TABLES(TABLES), .UUID(UUID)) overlay (
         .clk(aclk), .req(req), .we(writing), .addr({base, lane}), .wdata(data[8*lane+:8]), .ack(ack),
         .rdata(byte_read), .busy(busy));
 

@@ -24,10 +24,16 @@ func read[T any](t *testing.T, path string) (v T) {
 	return v
 }
 
-// classifier compiles the digits classifier of the demo.
-func classifier(t *testing.T, g program.Geometry) *overlay.Compiled {
+// The networks that are compared on digits: the demo's classifier, and one of convolutions.
+const (
+	perceptron    = "../../examples/digits/digits-v2.onnx"
+	convolutional = "../overlay/testdata/digits-conv.onnx"
+)
+
+// classifier compiles a digits classifier.
+func classifier(t *testing.T, g program.Geometry, path string) *overlay.Compiled {
 	t.Helper()
-	b, err := os.ReadFile("../../examples/digits/digits-v2.onnx")
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,23 +64,25 @@ func heldOut(t *testing.T, c *overlay.Compiled, count int) (all [][]int8) {
 }
 
 // digits compares the classifier on a device with the reference, on so many inputs.
-func digits(t *testing.T, d program.Device, g program.Geometry, count int) {
+func digits(t *testing.T, d program.Device, g program.Geometry, path string, count int) {
 	t.Helper()
-	c := classifier(t, g)
+	c := classifier(t, g, path)
 	if err := c.Model.Program.Load(d); err != nil {
 		t.Fatal(err)
 	}
 	if diff := differs(d, c.Model.Program, c.Network, heldOut(t, c, count)); diff != "" {
 		t.Fatal(diff)
 	}
-	t.Logf("%d inputs, no difference, %d cycles each", count, c.Model.Cycles)
+	t.Logf("%s: %d inputs, no difference, %d cycles each", path, count, c.Model.Cycles)
 }
 
 // TestDigits compares the RTL with the reference on held-out digits.
 func TestDigits(t *testing.T) {
 	t.Parallel()
 	g := hx8k(8)
-	digits(t, start(t, build(t, rtl.Design{Geometry: g, UUID: uuid, Fast: true})), g, amount(2_000, 20_000))
+	s := start(t, build(t, rtl.Design{Geometry: g, UUID: uuid, Fast: true}))
+	digits(t, s, g, perceptron, amount(2_000, 20_000))
+	digits(t, s, g, convolutional, 2_000)
 }
 
 // TestWholeTransaction tells what an inference over SPI takes, the link included.
@@ -82,7 +90,7 @@ func TestWholeTransaction(t *testing.T) {
 	t.Parallel()
 	g := hx8k(8)
 	s := start(t, build(t, rtl.Design{Front: rtl.SPI, Geometry: g, UUID: uuid}))
-	c := classifier(t, g)
+	c := classifier(t, g, perceptron)
 	if err := c.Model.Program.Load(s); err != nil {
 		t.Fatal(err)
 	}

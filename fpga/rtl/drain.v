@@ -2,8 +2,8 @@
 //
 //   floor((sum + bias) * multiplier / 2^shift + 1/2) + zero, clamped to low..high
 //
-// and writes them one after the other, from `to` on for a layer's first group. The
-// settings belong to the group and travel with its values, because the next layer's
+// or what a table has for that, and writes them one after the other, from `to` on where a layer
+// or a row of it begins. The settings belong to the group and travel with its values, because the next layer's
 // first group may come while this layer's last values are on their way.
 module drain #(
     parameter N = 8,
@@ -16,11 +16,15 @@ module drain #(
     input wire load,
     input wire [24*N-1:0] sums,
     input wire [5:0] count,         // of its neurons, 1 to N
-    input wire [ACTIVATIONS+46:0] settings,
+    input wire [ACTIVATIONS+50:0] settings,
+    input wire [BIASES-1:0] group_bias,   // where the group's biases begin
     input wire final_group,         // the program's last
     // Biases
     output wire [BIASES-1:0] bias_addr,
     input wire [23:0] bias,
+    // Tables, the first at 0
+    output wire [9:0] table_addr,
+    input wire [7:0] table_value,
     // Results
     output wire we,
     output wire [ACTIVATIONS-1:0] waddr,
@@ -29,8 +33,8 @@ module drain #(
     output reg [15:0] argmax,
     output reg overrun              // a group came before the one before was gone
 );
-    // settings: first of the layer, to, high, low, zero, shift, multiplier
-    localparam S = ACTIVATIONS + 47;
+    // settings: first of the layer, first of a row, to, table, high, low, zero, shift, multiplier
+    localparam S = ACTIVATIONS + 51;
 
     // Holding
     reg [24*N-1:0] held = 0;
@@ -39,7 +43,8 @@ module drain #(
     reg held_final = 0;
     reg [BIASES-1:0] at = 0;
     wire take = left != 0;
-    assign bias_addr = take ? at + 1'b1 : at; // one cycle ahead: the memory answers in the next
+    wire [BIASES-1:0] bias_next = load ? group_bias : take ? at + 1'b1 : at;
+    assign bias_addr = bias_next; // one cycle ahead: the memory answers in the next
 
     always @(posedge clk) begin
         if (load) begin
@@ -51,13 +56,10 @@ module drain #(
         end else if (take) begin
             held <= held >> 24;
             left <= left - 1'b1;
-            held_s[S-1] <= 0;
+            held_s[S-1:S-2] <= 0;
         end
-        if (take) at <= at + 1'b1;
-        if (start) begin
-            at <= 0;
-            overrun <= 0;
-        end
+        at <= bias_next;
+        if (start) overrun <= 0;
     end
 
     // Bias
@@ -80,11 +82,14 @@ module drain #(
     reg v5 = 0, f5 = 0;
     reg signed [10:0] p5 = 0;
     reg [S-1:22] c5 = 0;
-    // The result
+    // Clamped
     reg v6 = 0, f6 = 0;
     reg signed [7:0] y6 = 0;
-    reg first6 = 0;
-    reg [ACTIVATIONS-1:0] to6 = 0;
+    reg [S-1:46] c6 = 0;
+    // Looked up
+    reg v7 = 0, f7 = 0;
+    reg signed [7:0] y7 = 0;
+    reg [S-1:46] c7 = 0;
 
     wire signed [40:0] fine = p4 >>> c4[18:16];
     wire signed [11:0] rounded = (p5 + 12'sd1) >>> 1;
@@ -126,26 +131,36 @@ module drain #(
         if (q > high12) y6 <= high;
         else if (q < low12) y6 <= low;
         else y6 <= q[7:0];
-        first6 <= c5[S-1];
-        to6 <= c5[46+:ACTIVATIONS];
+        c6 <= c5[S-1:46];
+
+        v7 <= v6;
+        f7 <= f6;
+        y7 <= y6;
+        c7 <= c6;
     end
+
+    wire [2:0] which6 = c6[48:46] - 1'b1;
+    assign table_addr = {which6[1:0], y6 ^ 8'h80};
+    wire looked_up = c7[48:46] != 0;
+    wire signed [7:0] y = looked_up ? $signed(table_value) : y7;
+    wire first = c7[S-1], turn = c7[S-2];
 
     // Writing
     reg [ACTIVATIONS-1:0] next_to = 0;
     reg [15:0] index = 0;
     reg signed [7:0] best = 0;
-    assign we = v6;
-    assign waddr = first6 ? to6 : next_to;
-    assign wdata = y6;
-    assign finished = f6;
+    assign we = v7;
+    assign waddr = turn ? c7[49+:ACTIVATIONS] : next_to;
+    assign wdata = y;
+    assign finished = f7;
 
     always @(posedge clk) begin
-        if (v6) begin
+        if (v7) begin
             next_to <= waddr + 1'b1;
-            index <= first6 ? 16'd1 : index + 1'b1;
-            if (first6 || y6 > best) begin
-                best <= y6;
-                argmax <= first6 ? 16'd0 : index;
+            index <= first ? 16'd1 : index + 1'b1;
+            if (first || y > best) begin
+                best <= y;
+                argmax <= first ? 16'd0 : index;
             end
         end
     end

@@ -28,16 +28,26 @@ var mutants = []struct{ name, file, old, new string }{
 	{"coarse shift loses a bit", "drain.v", "p3 >>> {c3[21:19], 3'b0}", "p3 >>> {c3[20:19], 3'b0}"},
 	{"half of the multiplier is signed", "drain.v", "s1 * $signed({1'b0, c1[15:8]})", "s1 * $signed({c1[15], c1[15:8]})"},
 	{"zero point without its sign", "drain.v", "$signed({{4{zero[7]}}, zero})", "$signed({4'b0, zero})"},
-	{"bias of the neighbour", "drain.v", "take ? at + 1'b1 : at", "at"},
+	{"bias of the neighbour", "drain.v", "take ? at + 1'b1 : at;", "at;"},
 	{"settings of the next layer", "drain.v", "c3 <= c2;", "c3 <= held_s[S-1:16];"},
 	{"last of equals wins", "drain.v", "y6 > best", "y6 >= best"},
 	{"largest without its sign", "drain.v", "y6 > best", "{1'b0, y6} > {1'b0, best}"},
 	{"a sum goes on", "lanes.v", "first_p ? 24'sd0 : sum", "sum"},
 	{"product without its sign", "lanes.v", "{{8{product[15]}}, product}", "{8'b0, product}"},
-	{"an accumulator of 23 bits", "lanes.v", "if (valid_p) sum <= next;", "if (valid_p) sum <= {next[22], next[22:0]};"},
+	{"an accumulator of 23 bits", "lanes.v", "if (valid_p) sum <= sums[24*k+:24];", "if (valid_p) sum <= {sums[24*k+22], sums[24*k+:23]};"},
+	{"the largest of all groups", "lanes.v", "!first_p && sum > wide", "sum > wide"},
+	{"the smallest wins", "lanes.v", "sum > wide", "sum < wide"},
+	{"the table's index has no sign", "drain.v", "y6 ^ 8'h80", "y6"},
+	{"the next table", "drain.v", "c6[48:46] - 1'b1", "c6[48:46]"},
+	{"a row of results goes on", "drain.v", "turn ? c7", "first ? c7"},
+	{"a window's bias goes on", "processor.v", "bias_at <= bias_base;\n                weight_at", "bias_at <= bias_at;\n                weight_at"},
+	{"a window's weights go on", "processor.v", "weight_at <= weight_base;\n                column_at", "weight_at <= weight_at + 1'b1;\n                column_at"},
+	{"the last row is left out", "processor.v", "rows_left <= next_window ? next[183:176] - 1'b1 : 0;", "rows_left <= next_window && next[183:176] > 1 ? next[183:176] - 2'd2 : 0;"},
+	{"runs follow each other", "processor.v", "at <= next_run;\n                run_at", "at <= at + step;\n                run_at"},
+	{"columns follow each other", "processor.v", "column_at + column_step", "column_at + 1'b1"},
 	{"the gap is one short", "processor.v", "gap <= next[119:112];", "gap <= next[119:112] == 0 ? 8'd0 : next[119:112] - 1'b1;"},
-	{"a group is one input short", "processor.v", "in_minus_1 <= next[15:0] - 1'b1;", "in_minus_1 <= next[15:0] - 2'd2;"},
-	{"the last group is whole", "processor.v", "last_group ? left[5:0] : N", "N"},
+	{"a group is one input short", "processor.v", "next[15:0]) - 1'b1;", "next[15:0]) - 2'd2;"},
+	{"the last group is whole", "processor.v", "last_group ? left[5:0] : N;", "N;"},
 	{"a cycle is not counted", "processor.v", "if (busy) cycles", "if (busy && fetch != LATCH) cycles"},
 }
 
@@ -61,6 +71,10 @@ func vectors(g program.Geometry) (all []vector) {
 	for range 24 {
 		n := networktest.Random(r, networktest.RandomWidths(r, g)...)
 		all = append(all, vector{n, inputs(r, 4, n.Layers[0].Inputs())})
+	}
+	for range 30 {
+		n := networktest.RandomImages(r, g)
+		all = append(all, vector{n, inputs(r, 2, n.Layers[0].Inputs())})
 	}
 	all = append(all, vector{networktest.Widest(), [][]int8{networktest.Inputs(r, 510), bytesOf(127, 510), bytesOf(-128, 510)}})
 	return all
@@ -96,9 +110,9 @@ func caught(t *testing.T, d program.Device, g program.Geometry) string {
 // +which tells the one with a clock: one compilation instead of two dozen.
 func herd(t *testing.T, g program.Geometry) string {
 	t.Helper()
-	modules := regexp.MustCompile(`\b(ram|weight_ram|lanes|drain|processor|overlay)\b`)
+	modules := regexp.MustCompile(`\b(ram|weight_ram|lanes|products|drain|processor|overlay)\b`)
 	var all strings.Builder
-	parameters := fmt.Sprintf("#(.N(%d), .ACTIVATIONS(%d), .BIASES(%d), .PROGRAM(%d), .WEIGHTS(%d))", g.Lanes, g.Activations, g.Biases, g.Program, g.Weights)
+	parameters := fmt.Sprintf("#(.N(%d), .ACTIVATIONS(%d), .BIASES(%d), .PROGRAM(%d), .WEIGHTS(%d), .TABLES(%d))", g.Lanes, g.Activations, g.Biases, g.Program, g.Weights, g.Tables)
 	var instances, answers, bytesRead, busies strings.Builder
 	for k := range len(mutants) + 1 {
 		found := k == 0

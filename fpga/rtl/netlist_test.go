@@ -56,25 +56,29 @@ func compared(t *testing.T, dir string, s synthesised, netlist, top string, coun
 	if a != b {
 		t.Fatalf("what was made identifies itself by %x, the RTL by %x", a, b)
 	}
-	c := classifier(t, s.Geometry)
-	p := c.Model.Program
-	for _, d := range []program.Device{device, source} {
-		if err := p.Load(d); err != nil {
-			t.Fatal(err)
+	for path, count := range map[string]int{perceptron: count, convolutional: 20} {
+		c := classifier(t, s.Geometry, path)
+		p := c.Model.Program
+		for _, d := range []program.Device{device, source} {
+			if err := p.Load(d); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	for k, x := range heldOut(t, c, count) {
-		got, err := p.Infer(device, x)
-		if err != nil {
-			t.Fatal(err)
+		for k, x := range heldOut(t, c, count) {
+			got, err := p.Infer(device, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := p.Infer(source, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got.Outputs, want.Outputs) || got.ArgMax != want.ArgMax || got.Cycles != want.Cycles || !slices.Equal(want.Outputs, c.Network.Infer(x)) {
+				t.Fatalf("%s: input %d gives %+v, in the RTL %+v, in the reference %v", path, k, got, want, c.Network.Infer(x))
+			}
 		}
-		want, err := p.Infer(source, x)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(got.Outputs, want.Outputs) || got.ArgMax != want.ArgMax || got.Cycles != want.Cycles || !slices.Equal(want.Outputs, c.Network.Infer(x)) {
-			t.Fatalf("input %d gives %+v, in the RTL %+v, in the reference %v", k, got, want, c.Network.Infer(x))
-		}
+		t.Logf("%s: %d inputs without a difference; predicted %.2f µs of computing at the reported %.1f MHz, the link not counted",
+			path, count, float64(p.Cycles())/s.MHz, s.MHz)
 	}
 	for _, tie := range [][3]int8{{0, -128, 127}, {-5, -5, 100}} {
 		same(t, device, s.Geometry, networktest.Ties(tie[0], tie[1], tie[2]), [][]int8{{-128}, {-3}, {-1}, {0}, {1}, {3}, {127}})
@@ -84,8 +88,11 @@ func compared(t *testing.T, dir string, s synthesised, netlist, top string, coun
 		n := networktest.Random(r, networktest.RandomWidths(r, s.Geometry)...)
 		same(t, device, s.Geometry, n, inputs(r, 2, n.Layers[0].Inputs()))
 	}
-	t.Logf("%s: %d digits, ties and %d random networks without a difference; predicted %.2f µs of computing at the reported %.1f MHz, the link not counted",
-		netlist, count, networks, float64(p.Cycles())/s.MHz, s.MHz)
+	for range networks {
+		n := networktest.RandomImages(r, s.Geometry)
+		same(t, device, s.Geometry, n, inputs(r, 2, n.Layers[0].Inputs()))
+	}
+	t.Logf("%s: ties and %d random networks of each kind without a difference", netlist, networks)
 }
 
 // TestNetlistUP5K compares what synthesis made for UP5K.

@@ -8,6 +8,7 @@ module overlay #(
     parameter BIASES = 8,
     parameter PROGRAM = 6,
     parameter WEIGHTS = 10,
+    parameter TABLES = 9,
     parameter [127:0] UUID = 128'h0
 ) (
     input wire clk,
@@ -19,7 +20,7 @@ module overlay #(
     output reg [7:0] rdata,
     output wire busy
 );
-    localparam [15:0] ISA = 1;
+    localparam [15:0] ISA = 2;
     localparam L = $clog2(N);
 
     // Requests: the address in the first cycle, the memory's answer in the second.
@@ -31,6 +32,7 @@ module overlay #(
     wire in_program = a[23:20] == 4'h1;
     wire in_biases = a[23:20] == 4'h2;
     wire in_activations = a[23:20] == 4'h3;
+    wire in_tables = a[23:20] == 4'h4;
     wire in_registers = a[23:20] == 4'h0;
     wire write = step == 1 && w && !busy;
 
@@ -62,6 +64,8 @@ module overlay #(
     wire [8*N-1:0] weights;
     wire [BIASES-1:0] bias_addr;
     wire [23:0] bias;
+    wire [9:0] table_addr;
+    wire [7:0] table_value;
 
     ram #(.WIDTH(64), .BITS(PROGRAM)) program_ram (
         .clk(clk), .we(write && in_program && a[2:0] == 7), .waddr(a[3+:PROGRAM]), .wdata(with_byte[63:0]),
@@ -73,6 +77,9 @@ module overlay #(
         .clk(clk), .we(busy ? result_we : write && in_activations),
         .waddr(busy ? result_addr : a[0+:ACTIVATIONS]), .wdata(busy ? result : d),
         .raddr(busy ? activation_addr : a[0+:ACTIVATIONS]), .rdata(activation));
+    ram #(.WIDTH(8), .BITS(TABLES)) table_ram (
+        .clk(clk), .we(write && in_tables), .waddr(a[0+:TABLES]), .wdata(d),
+        .raddr(busy ? table_addr[TABLES-1:0] : a[0+:TABLES]), .rdata(table_value));
     weight_ram #(.WIDTH(8 * N), .BITS(WEIGHTS)) weights_ram (
         .clk(clk), .we(write && in_weights && a[L-1:0] == N - 1),
         .addr(busy ? weight_addr[WEIGHTS-1:0] : a[L+:WEIGHTS]), .wdata(with_byte[8*N-1:0]), .rdata(weights));
@@ -82,7 +89,7 @@ module overlay #(
         .program_addr(program_addr), .program_word(program_word),
         .activation_addr(activation_addr), .activation(activation),
         .weight_addr(weight_addr), .weights(weights), .bias_addr(bias_addr), .bias(bias),
-        .result_we(result_we), .result_addr(result_addr), .result(result));
+        .table_addr(table_addr), .table_value(table_value), .result_we(result_we), .result_addr(result_addr), .result(result));
 
     function [7:0] register(input [5:0] at);
         case (at)
@@ -97,6 +104,7 @@ module overlay #(
             6'h09: register = BIASES;
             6'h0a: register = PROGRAM;
             6'h0b: register = WEIGHTS;
+            6'h0c: register = TABLES;
             6'h21: register = {5'b0, overrun, done, busy};
             6'h22: register = argmax[7:0];
             6'h23: register = argmax[15:8];
@@ -126,6 +134,7 @@ module overlay #(
                        : in_program ? program_word[8*a[2:0]+:8]
                        : in_biases ? (a[1:0] == 3 ? 8'h00 : bias[8*a[1:0]+:8])
                        : in_activations ? activation
+                       : in_tables ? table_value
                        : in_registers && a[19:6] == 0 ? register(a[5:0]) : 8'h00;
                 ack <= 1;
                 step <= 0;

@@ -31,7 +31,7 @@ module weight_ram #(
     input wire [WIDTH-1:0] wdata,
     output wire [WIDTH-1:0] rdata
 );
-`ifdef ICE40_SPRAM
+`ifdef ICE40_ULTRAPLUS
     genvar b;
     generate
         for (b = 0; b < WIDTH / 16; b = b + 1) begin : block

@@ -89,7 +89,7 @@ func Build(ctx context.Context, dir string, d Design) (string, error) {
 	} else {
 		g := d.Geometry
 		args = append(args, "--top-module", d.Front.top(), fmt.Sprintf("-GN=%d", g.Lanes), fmt.Sprintf("-GACTIVATIONS=%d", g.Activations),
-			fmt.Sprintf("-GBIASES=%d", g.Biases), fmt.Sprintf("-GPROGRAM=%d", g.Program), fmt.Sprintf("-GWEIGHTS=%d", g.Weights),
+			fmt.Sprintf("-GBIASES=%d", g.Biases), fmt.Sprintf("-GPROGRAM=%d", g.Program), fmt.Sprintf("-GWEIGHTS=%d", g.Weights), fmt.Sprintf("-GTABLES=%d", g.Tables),
 			"-GUUID=128'h"+hex.EncodeToString(d.UUID[:]))
 		for _, name := range files {
 			source, err := Sources.ReadFile(name)

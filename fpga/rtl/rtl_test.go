@@ -19,7 +19,7 @@ var uuid = [16]byte{0xa7, 0xe1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff
 
 // hx8k is the geometry that fits iCE40 HX8K.
 func hx8k(lanes int) program.Geometry {
-	return program.Geometry{Lanes: lanes, Activations: 10, Biases: 8, Program: 6, Weights: 10}
+	return program.Geometry{Lanes: lanes, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}
 }
 
 // amount is how many of something a test takes: some in `make test`, all of them in
@@ -72,7 +72,7 @@ func differs(d program.Device, p *program.Program, n *reference.Network, inputs 
 		}
 		want := n.Infer(x)
 		if !slices.Equal(got.Outputs, want) || got.ArgMax != reference.ArgMax(want) {
-			return fmt.Sprintf("%d layers of %d inputs give %v, largest at %d; the reference %v, %d", len(p.Layers), p.Inputs, got.Outputs, got.ArgMax, want, reference.ArgMax(want))
+			return fmt.Sprintf("%d layers of %d inputs give %v, largest at %d; the reference %v, %d", len(p.Layers), p.Inputs(), got.Outputs, got.ArgMax, want, reference.ArgMax(want))
 		}
 		if got.Cycles != p.Cycles() {
 			return fmt.Sprintf("%d cycles, predicted were %d", got.Cycles, p.Cycles())
@@ -149,6 +149,10 @@ func TestRandomNetworks(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(lanes), 9))
 			for range amount(60, 500) {
 				n := networktest.Random(r, networktest.RandomWidths(r, g)...)
+				same(t, s, g, n, inputs(r, 4, n.Layers[0].Inputs()))
+			}
+			for range amount(60, 500) {
+				n := networktest.RandomImages(r, g)
 				same(t, s, g, n, inputs(r, 4, n.Layers[0].Inputs()))
 			}
 		})

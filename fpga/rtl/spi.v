@@ -89,6 +89,7 @@ module overlay_spi #(
     parameter BIASES = 8,
     parameter PROGRAM = 6,
     parameter WEIGHTS = 10,
+    parameter TABLES = 9,
     parameter [127:0] UUID = 128'h0
 ) (
     input wire clk,
@@ -103,6 +104,6 @@ module overlay_spi #(
     wire [7:0] wdata, rdata;
     spi spi (.clk(clk), .sck(sck), .cs_n(cs_n), .mosi(mosi), .miso(miso), .req(req), .we(we), .addr(addr),
         .wdata(wdata), .ack(ack), .rdata(rdata));
-    overlay #(.N(N), .ACTIVATIONS(ACTIVATIONS), .BIASES(BIASES), .PROGRAM(PROGRAM), .WEIGHTS(WEIGHTS), .UUID(UUID)) overlay (
+    overlay #(.N(N), .ACTIVATIONS(ACTIVATIONS), .BIASES(BIASES), .PROGRAM(PROGRAM), .WEIGHTS(WEIGHTS), .TABLES(TABLES), .UUID(UUID)) overlay (
         .clk(clk), .req(req), .we(we), .addr(addr), .wdata(wdata), .ack(ack), .rdata(rdata), .busy(busy));
 endmodule

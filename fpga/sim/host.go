@@ -40,6 +40,8 @@ func (p *Processor) write(address uint32, v byte) {
 		*b = *b&^(0xff<<shift) | uint32(v)<<shift
 	case address>>20 == program.AddressActivations>>20:
 		p.activations[at&(len(p.activations)-1)] = v
+	case address>>20 == program.AddressTables>>20:
+		p.tables[at&(len(p.tables)-1)] = v
 	}
 }
 
@@ -53,6 +55,8 @@ func (p *Processor) at(address uint32) byte {
 		return byte(p.biases[at/4&(len(p.biases)-1)] >> (8 * (at % 4)))
 	case address>>20 == program.AddressActivations>>20:
 		return p.activations[at&(len(p.activations)-1)]
+	case address>>20 == program.AddressTables>>20:
+		return p.tables[at&(len(p.tables)-1)]
 	case at < len(p.registers()):
 		registers := p.registers()
 		return registers[at]
@@ -65,7 +69,7 @@ func (p *Processor) registers() (r [40]byte) {
 	binary.LittleEndian.PutUint16(r[program.AddressISA:], program.ISA)
 	binary.LittleEndian.PutUint16(r[program.AddressLanes:], uint16(p.geometry.Lanes))
 	g := p.geometry
-	copy(r[program.AddressDepths:], []byte{byte(g.Activations), byte(g.Biases), byte(g.Program), byte(g.Weights)})
+	copy(r[program.AddressDepths:], []byte{byte(g.Activations), byte(g.Biases), byte(g.Program), byte(g.Weights), byte(g.Tables)})
 	copy(r[program.AddressUUID:], p.uuid[:])
 	for bit, set := range map[byte]bool{program.StatusBusy: p.busy, program.StatusDone: p.done, program.StatusOverrun: p.overrun} {
 		if set {

@@ -15,6 +15,8 @@ import (
 type bundle struct {
 	valid       bool
 	first, last bool // of the layer's values; of the program's
+	turn        bool // the first of a row of results
+	table       uint8
 	multiplier  uint16
 	shift       uint8
 	zero        int8
@@ -32,23 +34,29 @@ type Processor struct {
 	biases      []uint32 // 24 bits
 	words       [][program.WordSize]byte
 	weights     []byte
+	tables      []byte
 
 	busy, done, overrun bool
 	cycles              uint32
 
 	// Fetching: what the next layer is.
-	fetch   int // 0 idle, 1 and 2 reading, 3 latching
+	fetch   int // 0 idle, 1 reading, 2 to 5 latching a word each
 	pc      uint16
-	next    [program.DescriptorSize]byte
+	next    [2 * program.DescriptorSize]byte
 	waiting bool // next is whole
 
 	// Issuing: one activation and a word of weights a cycle.
 	active     bool
 	layer      program.Layer
+	window     program.Window
 	gap        uint8
-	i, left    uint16
+	place      place
 	fresh      bool // the layer's first group is being issued
+	turn       bool // a row's first group is
 	weightAt   uint32
+	weightBase uint32 // the layer's first word
+	biasNext   uint16 // of the group that is issued
+	biasBase   uint16
 	read       stage // the memories' outputs belong to this
 	multiplied stage
 	activation int8
@@ -57,6 +65,7 @@ type Processor struct {
 	sums       []int32
 	pending    bundle // of the group that is being issued
 	pendingFor uint16 // its neurons
+	pendingAt  uint16 // its first bias
 
 	// Draining: one neuron a cycle.
 	held     []int32 // a finished group's sums
@@ -73,6 +82,8 @@ type Processor struct {
 	coarseOf bundle
 	fine     int32
 	fineOf   bundle
+	clamped  int8
+	clampOf  bundle
 	result   int8
 	resultOf bundle
 	storeAt  uint16
@@ -82,7 +93,13 @@ type Processor struct {
 }
 
 // stage tells what is in a stage of the multipliers.
-type stage struct{ valid, first, last bool }
+type stage struct{ valid, first, last, largest bool }
+
+// place is where a layer is: which element of which run of which group, and where.
+type place struct {
+	element, run, group, column, row int
+	to                               uint16 // the row's results
+}
 
 // New returns an overlay with the geometry and identity, its memories full of zeros.
 func New(g program.Geometry, uuid [16]byte) (*Processor, error) {
@@ -91,14 +108,14 @@ func New(g program.Geometry, uuid [16]byte) (*Processor, error) {
 	}
 	return &Processor{geometry: g, uuid: uuid,
 		activations: make([]byte, 1<<g.Activations), biases: make([]uint32, 1<<g.Biases),
-		words: make([][program.WordSize]byte, 1<<g.Program), weights: make([]byte, g.Lanes<<g.Weights),
+		words: make([][program.WordSize]byte, 1<<g.Program), weights: make([]byte, g.Lanes<<g.Weights), tables: make([]byte, 1<<g.Tables),
 		word: make([]int8, g.Lanes), products: make([]int32, g.Lanes), sums: make([]int32, g.Lanes), held: make([]int32, g.Lanes)}, nil
 }
 
 func (p *Processor) start() {
 	p.busy, p.done, p.overrun = true, false, false
 	p.cycles, p.pc, p.fetch, p.waiting, p.active = 0, 0, 1, false, false
-	p.weightAt, p.biasAt = 0, 0
+	p.weightAt, p.weightBase, p.biasNext, p.biasBase = 0, 0, 0, 0
 }
 
 // step is one cycle of the clock. Stages go from the last to the first, so that each
@@ -120,8 +137,11 @@ func (p *Processor) store() func() {
 	if !r.valid {
 		return func() {}
 	}
+	if r.turn {
+		p.storeAt = r.to
+	}
 	if r.first {
-		p.storeAt, p.index = r.to, 0
+		p.index = 0
 	}
 	at, v := int(p.storeAt)&(len(p.activations)-1), p.result
 	if r.first || p.result > p.best {
@@ -137,17 +157,22 @@ func (p *Processor) store() func() {
 
 // requantise are the stages between a biased sum and a result.
 func (p *Processor) requantise() {
+	p.result, p.resultOf = p.clamped, p.clampOf
+	if t := int(p.clampOf.table); t > 0 {
+		p.result = int8(p.tables[((t-1)*256+int(p.clamped)+128)&(len(p.tables)-1)])
+	}
+
 	// Halving after the addition of 1 rounds half up.
 	v := (p.fine+1)>>1 + int32(p.fineOf.zero)
 	switch {
 	case v > int32(p.fineOf.high):
-		p.result = p.fineOf.high
+		p.clamped = p.fineOf.high
 	case v < int32(p.fineOf.low):
-		p.result = p.fineOf.low
+		p.clamped = p.fineOf.low
 	default:
-		p.result = int8(v)
+		p.clamped = int8(v)
 	}
-	p.resultOf = p.fineOf
+	p.clampOf = p.fineOf
 
 	f := p.coarse >> (p.coarseOf.shift & 7)
 	if f > 1023 {
@@ -179,23 +204,26 @@ func (p *Processor) drain() {
 	p.biasAt++
 	copy(p.held, p.held[1:])
 	p.heldFor--
-	p.heldOf.first = false
+	p.heldOf.first, p.heldOf.turn = false, false
 }
 
 // accumulate are the stages of the lanes.
 func (p *Processor) accumulate() {
 	if p.multiplied.valid {
 		for lane, v := range p.products {
-			if p.multiplied.first {
+			switch {
+			case p.multiplied.first:
 				p.sums[lane] = v
-			} else {
+			case p.multiplied.largest && lane == 0:
+				p.sums[lane] = max(p.sums[lane], v)
+			default:
 				p.sums[lane] = extend(uint32(p.sums[lane] + v))
 			}
 		}
 		if p.multiplied.last {
 			p.overrun = p.overrun || p.heldFor > 0
 			copy(p.held, p.sums)
-			p.heldFor, p.heldOf = p.pendingFor, p.pending
+			p.heldFor, p.heldOf, p.biasAt = p.pendingFor, p.pending, p.pendingAt
 		}
 	}
 	for lane := range p.products {
@@ -204,42 +232,85 @@ func (p *Processor) accumulate() {
 	p.multiplied = p.read
 }
 
-// issue reads an activation and a word of weights, and goes on to the next input,
-// group or layer.
+// issue reads an activation and a word of weights, and goes on to the next element,
+// group, place or layer.
 func (p *Processor) issue() {
 	p.read = stage{}
-	lanes := uint16(p.geometry.Lanes)
 	switch {
 	case !p.active:
 		p.take()
+		return
 	case p.gap > 0:
 		p.gap--
+		return
+	}
+	l, w, at := &p.layer, &p.window, &p.place
+	lanes := p.geometry.Lanes
+	last := at.element == int(w.Run)-1 && at.run == int(w.Runs)-1
+	p.read = stage{valid: true, first: at.element == 0 && at.run == 0, last: last, largest: w.Max}
+	address := int(l.Source) + at.row*int(w.RowStep) + at.column*int(w.ColumnStep) + at.run*int(w.RunStep) + at.element*int(w.Step)
+	if w.Channelwise {
+		address += at.group
+	}
+	p.activation = int8(p.activations[address&(len(p.activations)-1)])
+	word := int(p.weightAt) * lanes & (len(p.weights) - 1)
+	for lane := range p.word {
+		p.word[lane] = int8(p.weights[word+lane])
+	}
+	p.weightAt++
+	if at.element++; at.element == int(w.Run) {
+		at.element = 0
+		at.run++
+	}
+	if last {
+		p.endGroup()
+	}
+}
+
+// endGroup sends the settings of the group that was issued after it, and goes on.
+func (p *Processor) endGroup() {
+	l, w, at := &p.layer, &p.window, &p.place
+	size := p.geometry.Lanes
+	if w.Channelwise {
+		size = 1
+	}
+	first := at.group * size
+	count := min(size, int(l.Out)-first)
+	endOfPlace := first+count == int(l.Out)
+	endOfRow := endOfPlace && at.column == int(w.Columns)-1
+	end := endOfRow && at.row == int(w.Rows)-1
+	p.pending = bundle{first: p.fresh, turn: p.turn, last: end && l.Last, multiplier: l.Multiplier, shift: l.Shift,
+		zero: l.Zero, low: l.Low, high: l.High, to: at.to, table: l.Table}
+	p.pendingFor, p.pendingAt = uint16(count), p.biasNext
+	p.fresh, p.turn = false, endOfRow
+	at.run = 0
+	at.group++
+	biases := uint16(count)
+	if w.Shared {
+		biases = 1
+	}
+	switch {
+	case end:
+		p.biasBase = p.biasNext + biases
+		p.weightBase = p.weightAt
+		p.biasNext = p.biasBase
+		p.active = false
+		if !l.Last {
+			p.take()
+		}
+		return
+	case endOfPlace:
+		at.group = 0
+		if at.column++; endOfRow {
+			at.column = 0
+			at.row++
+			at.to += w.ToStep
+		}
+		p.weightAt, p.biasNext = p.weightBase, p.biasBase
+	case w.Shared:
+		p.weightAt = p.weightBase
 	default:
-		last := p.i+1 == p.layer.In
-		p.read = stage{valid: true, first: p.i == 0, last: last}
-		p.activation = int8(p.activations[int(p.layer.Source+p.i)&(len(p.activations)-1)])
-		at := int(p.weightAt) * int(lanes) & (len(p.weights) - 1)
-		for lane := range p.word {
-			p.word[lane] = int8(p.weights[at+lane])
-		}
-		p.weightAt++
-		p.i++
-		if !last {
-			return
-		}
-		end := p.left <= lanes
-		l := &p.layer
-		p.pending = bundle{first: p.fresh, last: end && l.Last, multiplier: l.Multiplier, shift: l.Shift,
-			zero: l.Zero, low: l.Low, high: l.High, to: l.Destination}
-		p.pendingFor = min(p.left, lanes)
-		p.i, p.fresh = 0, false
-		p.left -= p.pendingFor
-		if end {
-			p.active = false
-			if !l.Last {
-				p.take()
-			}
-		}
+		p.biasNext += biases
 	}
 }
 
@@ -251,29 +322,36 @@ func (p *Processor) take() {
 	p.waiting = false
 	b := p.next
 	u := func(at int) uint16 { return binary.LittleEndian.Uint16(b[at:]) }
+	flags := b[15]
 	p.layer = program.Layer{In: u(0), Out: u(2), Source: u(4), Destination: u(6), Multiplier: u(8), Shift: b[10],
-		Zero: int8(b[11]), Low: int8(b[12]), High: int8(b[13]), Last: b[15]&1 != 0}
-	p.active, p.gap, p.i, p.left, p.fresh = true, b[14], 0, p.layer.Out, true
+		Zero: int8(b[11]), Low: int8(b[12]), High: int8(b[13]), Table: flags >> 1 & 7, Last: flags&1 != 0}
+	p.window = program.Window{Run: p.layer.In, Step: 1, Runs: 1, Columns: 1, Rows: 1}
+	if flags&16 != 0 {
+		p.window = program.Window{Run: u(16), Step: int16(u(18)), Runs: b[20], Columns: b[21], Rows: b[22],
+			RunStep: int16(u(24)), ColumnStep: u(26), RowStep: u(28), ToStep: u(30),
+			Channelwise: flags&32 != 0, Shared: flags&64 != 0, Max: flags&128 != 0}
+	}
+	p.active, p.gap, p.place, p.fresh, p.turn = true, b[14], place{to: p.layer.Destination}, true, true
 	if !p.layer.Last {
-		p.fetch = 4 // in this cycle it does nothing yet
+		p.fetch = 6 // in this cycle it does nothing yet
 	}
 }
 
-// fetchNext reads the next layer's two words while the current one runs.
+// fetchNext reads the next layer's two or four words while the current one runs.
 func (p *Processor) fetchNext() {
-	switch p.fetch {
-	case 4:
+	switch {
+	case p.fetch == 6:
 		p.fetch = 1
-	case 1:
+	case p.fetch == 1:
 		p.fetch = 2
-	case 2:
-		copy(p.next[:], p.words[int(p.pc)&(len(p.words)-1)][:])
+	case p.fetch >= 2:
+		copy(p.next[(p.fetch-2)*program.WordSize:], p.words[int(p.pc)&(len(p.words)-1)][:])
 		p.pc++
-		p.fetch = 3
-	case 3:
-		copy(p.next[program.WordSize:], p.words[int(p.pc)&(len(p.words)-1)][:])
-		p.pc++
-		p.fetch, p.waiting = 0, true
+		if whole := p.fetch == 5 || p.fetch == 3 && p.next[15]&16 == 0; whole {
+			p.fetch, p.waiting = 0, true
+		} else {
+			p.fetch++
+		}
 	}
 }
 

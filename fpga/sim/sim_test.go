@@ -13,7 +13,7 @@ import (
 )
 
 func geometry(lanes int) program.Geometry {
-	return program.Geometry{Lanes: lanes, Activations: 10, Biases: 10, Program: 6, Weights: 14}
+	return program.Geometry{Lanes: lanes, Activations: 10, Biases: 10, Program: 6, Weights: 14, Tables: 9}
 }
 
 func load(t *testing.T, g program.Geometry, n *reference.Network) (*sim.Processor, *program.Program) {
@@ -60,7 +60,24 @@ func TestRandomNetworks(t *testing.T) {
 				n := networktest.Random(r, networktest.RandomWidths(r, geometry(lanes))...)
 				s, p := load(t, geometry(lanes), n)
 				for range 5 {
-					compare(t, s, p, n, networktest.Inputs(r, p.Inputs))
+					compare(t, s, p, n, networktest.Inputs(r, p.Inputs()))
+				}
+			}
+		})
+	}
+}
+
+func TestRandomImages(t *testing.T) {
+	t.Parallel()
+	for _, lanes := range []int{4, 8, 16, 32} {
+		t.Run(fmt.Sprint(lanes), func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(uint64(lanes), 2))
+			for range 200 {
+				n := networktest.RandomImages(r, geometry(lanes))
+				s, p := load(t, geometry(lanes), n)
+				for range 3 {
+					compare(t, s, p, n, networktest.Inputs(r, p.Inputs()))
 				}
 			}
 		})
@@ -88,7 +105,7 @@ func TestUtilisation(t *testing.T) {
 	}{{[]int{64, 32, 10}, 0.85}, {[]int{784, 128, 10}, 0.985}} {
 		n := networktest.Random(r, c.widths...)
 		s, p := load(t, geometry(8), n)
-		x := networktest.Inputs(r, p.Inputs)
+		x := networktest.Inputs(r, p.Inputs())
 		compare(t, s, p, n, x)
 		macs := 0
 		for k, w := range c.widths[1:] {
