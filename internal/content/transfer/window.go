@@ -11,6 +11,7 @@ type window struct {
 
 	rate   float64       // bytes a second
 	trip   time.Duration // the shortest round trip, 0 before the first
+	recall bool          // trip is that of an earlier fetch, the line may be another now
 	stall  time.Duration // the longest silence that something came after all
 	steady bool          // the rate has stopped to grow from sample to sample
 	since  time.Time     // when the sample began
@@ -68,8 +69,8 @@ func (w *window) stalled(d time.Duration) { w.stall = max(w.stall, d) }
 
 // answered takes in how long the first data of a round needed.
 func (w *window) answered(d time.Duration) {
-	if w.trip == 0 || d < w.trip {
-		w.trip = max(d, 1)
+	if w.trip == 0 || w.recall || d < w.trip {
+		w.trip, w.recall = max(d, 1), false
 	}
 }
 
