@@ -101,11 +101,13 @@ func transferThin(ctx context.Context, w *world) ([]Figure, error) {
 			// comes then, starting the module, is not the link's.
 			began := time.Now()
 			counted.watch(int64(link.size))
-			if err := w.atelier(ctx, "deploy", "thin", "--device", d.name, "-q", "--no-wait"); err != nil {
-				return nil, err
-			}
+			serves := make(chan error, 1)
+			go func() {
+				_, err := w.bring(ctx, "thin", d)
+				serves <- err
+			}()
 			had, err := d.has(ctx, file.digest)
-			if err != nil {
+			if err := errors.Join(err, <-serves); err != nil {
 				return nil, err
 			}
 			received, err := w.received(ctx, "thin", false)
