@@ -55,7 +55,7 @@ func (w *window) within(d time.Duration) int64 { return int64(w.rate * d.Seconds
 // what the window has beyond what the line needs.
 func (w *window) step() int64 {
 	size := w.size()
-	return max(w.frame, size/8, min(few/2*w.frame, size-w.needed()))
+	return max(w.frame, size/8, min(few/2*w.frame, size/2, size-w.needed()))
 }
 
 // patience returns how long nothing new may come before something is taken for
