@@ -110,7 +110,7 @@ func (b benchmark) run(ctx context.Context, root, only string, out io.Writer) er
 		if only != "" && p.name != only {
 			continue
 		}
-		fmt.Fprintf(out, "\n%s/%s, load %s\n", b.name, p.name, load())
+		fmt.Fprintf(out, "\n%s/%s after %s, load %s\n", b.name, p.name, time.Since(began).Round(time.Second), load())
 		measured, err := p.run(ctx, root, filepath.Join(root, "bench", "work", p.name), out)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)

@@ -53,7 +53,7 @@ func madePairs(model, dir string) ([]pair, error) {
 		pairs = append(pairs, pair{name: c.name, older: model, newer: path})
 	}
 	large := pair{
-		name:  "134 MB of made weights, a quarter of them moved by 0.1 σ",
+		name:  "101 MB of made weights, a third of them moved by 0.1 σ",
 		older: filepath.Join(dir, "large-1.safetensors"), newer: filepath.Join(dir, "large-2.safetensors"),
 	}
 	return append(pairs, large), errors.Join(writeLarge(large.older, 0), writeLarge(large.newer, 2))
@@ -138,7 +138,7 @@ func describe(model []byte, r *rand.Rand) []byte {
 }
 
 const (
-	largeLayers = 8
+	largeLayers = 6
 	largeLayer  = 4096 * 1024 // numbers
 )
 

@@ -27,7 +27,7 @@ const (
 )
 
 // manyRounds is how often so many devices pull a version.
-var manyRounds = map[int]int{1: 5, 20: 2, most: 1}
+var manyRounds = map[int]int{1: 3, 20: 1, most: 1}
 
 // The slow devices' link.
 var slowLink = thinLink{name: "slow", rate: 1_000_000, trip: 20 * time.Millisecond}

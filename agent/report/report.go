@@ -28,8 +28,9 @@ type Options struct {
 type Times struct {
 	Coalesce time.Duration // between two reports, at least
 	// Progress is the same where nothing but how far something is has changed: a hub
-	// that brings a version to many devices is told that by all of them.
-	Progress time.Duration
+	// that brings a version to many devices is told that by all of them. It doubles up to
+	// ProgressMost, from one such report to the next, until something else changes.
+	Progress, ProgressMost time.Duration
 	// Repeat is the pause before a report that was not acknowledged is sent
 	// again; it doubles up to RepeatMost.
 	Repeat, RepeatMost time.Duration
@@ -38,7 +39,7 @@ type Times struct {
 }
 
 // DefaultTimes are those of the agent.
-var DefaultTimes = Times{Coalesce: time.Second, Progress: 5 * time.Second, Repeat: 3 * time.Second, RepeatMost: time.Minute, Refresh: 10 * time.Minute}
+var DefaultTimes = Times{Coalesce: time.Second, Progress: 5 * time.Second, ProgressMost: 30 * time.Second, Repeat: 3 * time.Second, RepeatMost: time.Minute, Refresh: 10 * time.Minute}
 
 // silentAfter is how many unanswered reports make a silent hub.
 const silentAfter = 4
@@ -145,6 +146,7 @@ func (r *Reporter) Run(ctx context.Context) {
 	times := r.opts.Times
 	unanswered := 0
 	var last time.Time // when a report was sent
+	progress := times.Progress
 	timer := time.NewTimer(times.Refresh)
 	defer timer.Stop()
 	for {
@@ -152,15 +154,15 @@ func (r *Reporter) Run(ctx context.Context) {
 		due := time.Until(last.Add(times.Coalesce))
 		switch {
 		case n == news && due <= 0:
-			unanswered = 0
+			unanswered, progress = 0, times.Progress
 			r.report(ctx, session)
 			last = time.Now()
 			continue
 		case n == news:
 			timer.Reset(due)
 		case n == further:
-			if due = time.Until(last.Add(times.Progress)); due <= 0 {
-				unanswered = 0
+			if due = time.Until(last.Add(progress)); due <= 0 {
+				unanswered, progress = 0, max(progress, min(2*progress, times.ProgressMost))
 				r.report(ctx, session)
 				last = time.Now()
 				continue

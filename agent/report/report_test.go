@@ -77,12 +77,16 @@ func TestProgressIsToldLessOften(t *testing.T) {
 			}
 			return n
 		}
-		if n := reports(21 * time.Second); n != 5 {
-			t.Errorf("%d reports in 21 s, expected was one at the beginning and one every 5 s", n)
+		// At the beginning, then after 5, 10, 20, 30 and 30 s.
+		if n := reports(100 * time.Second); n != 6 {
+			t.Errorf("%d reports in 100 s, expected were 6", n)
 		}
 		b.Changed()
 		if n := reports(500 * time.Millisecond); n != 1 {
 			t.Errorf("%d reports in the moment after a change, expected was one", n)
+		}
+		if n := reports(6 * time.Second); n != 1 {
+			t.Errorf("%d reports of progress in the 6 s after that, expected was one", n)
 		}
 	})
 }

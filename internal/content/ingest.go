@@ -28,10 +28,11 @@ type Ingest struct {
 	data   durable.File
 	record durable.File
 
-	done     Ranges // accepted
-	pending  Ranges // accepted, but not in the record yet
-	length   int64  // of the record
-	saved    time.Time
+	done     Ranges    // accepted
+	pending  Ranges    // accepted, and in no checkpoint yet
+	length   int64     // of the record
+	saving   *saving   // the last checkpoint; nil for none, or where it was seen to be made
+	saved    time.Time // when it began
 	failed   error
 	buf      []byte
 	whole    hash.Hash // over the first hashed bytes, all of them accepted since the ingest was opened
@@ -230,40 +231,14 @@ func (in *Ingest) buffer() []byte {
 	return in.buf
 }
 
-// checkpoint syncs the data, then writes to the record what is there now.
-func (in *Ingest) checkpoint() error {
-	if len(in.pending) == 0 {
-		return nil
-	}
-	err := in.data.Sync()
-	if err == nil {
-		var b []byte
-		for _, r := range in.pending {
-			b = appendEntry(b, in.sum, r)
-		}
-		err = in.append(b)
-	}
-	if err == nil {
-		err = in.record.Sync()
-	}
-	if err == nil {
-		err = in.store.fs.SyncDir(in.store.dir) // the names; cheap once they are on disk
-	}
-	if err != nil {
-		// After a failed sync the system may have dropped what it could not
-		// write: nothing more may be claimed by this Ingest.
-		in.failed = durable.Explain(err, "save progress of content "+string(in.digest))
-		return in.failed
-	}
-	in.pending, in.saved = in.pending[:0], in.store.now()
-	return nil
-}
-
 // Commit verifies the whole content against its digest, reading what was not
 // hashed on its way in, and makes it visible and durable. Conflict where something
 // is missing. If the content is wrong, the code is Corrupt and nothing of it stays.
 func (in *Ingest) Commit(ctx context.Context) (Info, error) {
 	if _, err := in.Verified(ctx); err != nil {
+		return Info{}, err
+	}
+	if err := in.settle(); err != nil {
 		return Info{}, err
 	}
 	err := in.data.Chmod(0o444)
@@ -311,7 +286,9 @@ func (in *Ingest) Close() error {
 	}
 	var err error
 	if in.failed == nil {
-		err = in.checkpoint()
+		if err = in.checkpoint(); err == nil {
+			err = in.settle()
+		}
 	}
 	return errors.Join(err, in.end())
 }
@@ -321,6 +298,7 @@ func (in *Ingest) Abort() error {
 	if in.finished {
 		return nil
 	}
+	_ = in.settle() // nothing of it is needed any more
 	return errors.Join(in.store.drop(in.name), in.end())
 }
 

@@ -112,7 +112,7 @@ func TestReadOnceForMany(t *testing.T) {
 		if err := w.fetch(c); err != nil {
 			t.Fatal(err)
 		}
-		const plan = 2 * smallestChunk / (64 << 10)
+		const plan = 2 * smallestChunk / planBuffer
 		for peer := range 5 {
 			s, id := w.sender, uint64(peer+1)
 			s.Handle(fmt.Sprint(peer), mustOpen(t, id, c, DefaultMaxFrame))

@@ -461,7 +461,7 @@ func TestDifferenceThatIsBeingMade(t *testing.T) {
 	}{
 		// The content takes four seconds as it is.
 		"soon":         {after: time.Second, way: WayDifference, took: 1500 * time.Millisecond, sent: len(difference)},
-		"late":         {after: 3 * time.Second, way: WayDifference, took: 4 * time.Second, sent: len(now)/4 + len(difference) + 60_000},
+		"late":         {after: 3 * time.Second, way: WayDifference, took: 4400 * time.Millisecond, sent: len(now)/4 + len(difference) + 100_000},
 		"at the end":   {after: 5900 * time.Millisecond, way: WayWhole, took: 6500 * time.Millisecond, sent: len(now)},
 		"never":        {after: time.Hour, way: WayWhole, took: 6500 * time.Millisecond, sent: len(now)},
 		"soon, no use": {after: time.Second, none: true, way: WayWhole, took: 6500 * time.Millisecond, sent: len(now)},

@@ -16,6 +16,9 @@ import (
 // smallestChunk is the length of chunks of content that has few of them.
 const smallestChunk = 1 << 20
 
+// planBuffer is how much of content is read and hashed in one go to plan its transfer.
+const planBuffer = 256 << 10
+
 // chunkLength returns how long the chunks of content of size bytes are, so that
 // its plan fits into a frame of maxFrame bytes. Lengths are powers of two, so
 // that few different ones exist whatever frames peers ask for.
@@ -34,7 +37,7 @@ func makePlan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
 	d, length := key.digest, key.length
 	p := planFrame{way: key.way, size: blob.Size()}
 	whole := sha256.New()
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, planBuffer)
 	for at := int64(0); at < p.size; {
 		if err := ctx.Err(); err != nil {
 			return planFrame{}, err
@@ -57,14 +60,17 @@ func makePlan(ctx context.Context, key planKey, blob Blob) (planFrame, error) {
 	return p, nil
 }
 
+// hashRange adds r to both sums, at the same time: devices wait for a plan.
 func hashRange(a, b hash.Hash, from io.ReaderAt, r content.Range, buf []byte) error {
+	var other sync.WaitGroup
 	for at := r.Start; at < r.End; {
 		p := buf[:min(int64(len(buf)), r.End-at)]
 		if err := readFull(from, p, at); err != nil {
 			return err
 		}
-		a.Write(p)
+		other.Go(func() { a.Write(p) })
 		b.Write(p)
+		other.Wait()
 		at += int64(len(p))
 	}
 	return nil

@@ -230,6 +230,8 @@ func (r *Receiver) newFetch(in *content.Ingest, file atelier.File, bases []ateli
 	f.rate = r.rate
 	if time.Since(r.learned) < stillSame {
 		f.win.rate, f.win.trip, f.win.steady = r.last.rate, r.last.trip, r.last.steady
+		// Beside other fetches the first answer would also tell how long theirs queue.
+		f.win.recall = len(r.fetches) == 0
 	}
 	return f
 }
