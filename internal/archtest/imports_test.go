@@ -53,6 +53,11 @@ var layers = []layer{
 	{"fpga/rtl", []string{"", "fpga/program"}, "the processor itself knows programs only"},
 	{"fpga/overlay", []string{"", "internal/onnx", "fpga/program", "fpga/reference"}, "the compiler runs without hub, agent and engines"},
 	{"fpga/bitstream", []string{""}, "whoever checks bitstreams shares it"},
+	{"fpga/artifact", []string{"", "internal/trust", "fpga/program", "fpga/overlay", "fpga/bitstream", "fpga/networktest", "fpga/reference"}, "what is packed knows nothing of devices"},
+	{"fpga/board", []string{"", "fpga/program", "fpga/bitstream", "fpga/sim"}, "a simulated device knows nothing of who drives it"},
+	{"fpga/driver", []string{"", "fpga/program", "fpga/board", "fpga/networktest", "fpga/bitstream", "fpga/artifact"}, "a driver does what it is told and knows neither packages nor journals"},
+	{"fpga/kernelsim", []string{"", "fpga/board", "fpga/program"}, "it stands in for a kernel, and knows no drivers"},
+	{"fpga/programming", []string{"", "internal/durable", "internal/trust", "fpga/program", "fpga/artifact", "fpga/driver"}, "what is safe does not depend on who asks for it"},
 	{"fpga/networktest", []string{"fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
 
 	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
