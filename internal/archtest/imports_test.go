@@ -56,6 +56,7 @@ var layers = []layer{
 	{"fpga/artifact", []string{"", "internal/trust", "fpga/program", "fpga/overlay", "fpga/bitstream", "fpga/networktest", "fpga/reference"}, "what is packed knows nothing of devices"},
 	{"fpga/board", []string{"", "fpga/program", "fpga/bitstream", "fpga/sim"}, "a simulated device knows nothing of who drives it"},
 	{"fpga/driver", []string{"", "fpga/program", "fpga/board", "fpga/networktest", "fpga/bitstream", "fpga/artifact"}, "a driver does what it is told and knows neither packages nor journals"},
+	{"fpga/driver/verilator", []string{"fpga/board", "fpga/rtl", "fpga/program", "fpga/bitstream"}, "it puts the processor itself behind a simulated device"},
 	{"fpga/kernelsim", []string{"", "fpga/board", "fpga/program"}, "it stands in for a kernel, and knows no drivers"},
 	{"fpga/programming", []string{"", "internal/durable", "internal/trust", "fpga/program", "fpga/artifact", "fpga/driver"}, "what is safe does not depend on who asks for it"},
 	{"fpga/networktest", []string{"fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
