@@ -31,11 +31,15 @@ func (g *Guard) Kind() string { return g.driver.Kind() }
 // time lasts, and then gives the code Unavailable.
 func Within[T any](ctx context.Context, g *Guard, doing string, within time.Duration, fn func(context.Context, Driver) (T, error)) (T, error) {
 	var none T
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, within)
 	select {
 	case <-g.turn:
 	case <-ctx.Done():
 		cancel()
+		if err := caller.Err(); err != nil {
+			return none, atelier.Errorf(atelier.Timeout, "nobody waits any more for the driver %s to %s: %w", g.Kind(), doing, err)
+		}
 		return none, atelier.Errorf(atelier.Unavailable, "cannot %s: the driver %s still hangs in an earlier call after %v", doing, g.Kind(), within).
 			WithRemedy("Look at the kernel's log on the device; if the driver never comes back, restart the device.")
 	}

@@ -37,7 +37,7 @@ func Key(t testing.TB) (trust.Signer, trust.KeySet) {
 func Model(t testing.TB, uuid artifact.UUID, seed uint64) (*artifact.Model, []byte) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 7))
-	n := networktest.Random(r, 20, 16, 5)
+	n := varied(r)
 	if err := n.Check(); err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +66,22 @@ func Model(t testing.TB, uuid artifact.UUID, seed uint64) (*artifact.Model, []by
 		t.Fatal(err)
 	}
 	return m, b
+}
+
+// varied returns a random network whose outputs are not all the same.
+func varied(r *rand.Rand) *reference.Network {
+	for {
+		n := networktest.Random(r, 20, 16, 5)
+		seen := map[int8]bool{}
+		for range 4 {
+			for _, v := range n.Infer(networktest.Inputs(r, 20)) {
+				seen[v] = true
+			}
+		}
+		if len(seen) > 12 {
+			return n
+		}
+	}
 }
 
 // Overlay describes an image as a manifest does.
