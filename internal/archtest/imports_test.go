@@ -45,6 +45,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
+	{"targets/fpgahost", []string{"", "serving", "fpga"}, "the engine knows what it drives, and neither hub nor agent"},
 	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
@@ -86,7 +87,7 @@ var layers = []layer{
 	{"cmd/atelier-hub", []string{"", "internal", "hub"}, "the hub knows a target kind as a name only"},
 	{"cmd/atelier-agent", []string{"", "internal", "agent", "targets"}, "the agent is the control side of a device"},
 	{"cmd/atelier-gateway", []string{"", "internal", "serving"}, "the gateway is the data side of a device"},
-	{"cmd/atelier-serve", []string{"", "internal", "serving"}, "the model server knows no hub, agent or MQTT"},
+	{"cmd/atelier-serve", []string{"", "internal", "serving", "targets/fpgahost", "fpga"}, "the model server knows no hub, agent or MQTT"},
 	{"cmd/atelier-shim", []string{"", "internal", "targets"}, "the shim holds one process and stays tiny"},
 }
 
@@ -111,6 +112,7 @@ var bans = []ban{
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: []string{"agent/link"}, why: "agent/link is the one importer of MQTT on a device"},
 	{within: "hub", imports: "github.com/eclipse/paho.mqtt.golang", why: "internal/broker is the one importer of MQTT in the hub"},
 	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics"}, why: "they are the two importers of the broker's library, on the hub and on devices"},
+	{within: "cmd/atelier-agent", imports: module + "/fpga", deep: true, why: "FPGAs are driven by the model server; the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "google.golang.org/grpc", deep: true, why: "the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "go.opentelemetry.io/proto", deep: true, why: "the generated OTLP types cost 2 to 6 MB; internal/otlp encodes by hand"},
 	{within: "cmd/atelier-agent", imports: "github.com/prometheus", deep: true, why: "the agent stays under 10 MB"},
