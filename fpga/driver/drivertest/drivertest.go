@@ -102,7 +102,7 @@ func (b *Bench) load(t *testing.T, i int) {
 	if err := b.Driver.Load(t.Context(), b.Images[i]); err != nil {
 		t.Fatal(err)
 	}
-	b.phase(t, driver.Operating)
+	b.phase(t, driver.Operating, driver.Unknown)
 	if id, err := driver.Identity(b.Driver.Overlay()); err != nil || id != b.Identities[i] {
 		t.Fatalf("the device says it is %+v (%v), want %+v", id, err, b.Identities[i])
 	}
