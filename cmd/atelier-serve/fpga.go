@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +21,9 @@ import (
 	"github.com/atelier-edge/atelier/fpga/board"
 	"github.com/atelier-edge/atelier/fpga/driver"
 	"github.com/atelier-edge/atelier/fpga/driver/fpgamgr"
+	"github.com/atelier-edge/atelier/fpga/driver/ice40spi"
 	"github.com/atelier-edge/atelier/fpga/driver/sim"
+	"github.com/atelier-edge/atelier/fpga/driver/vendor"
 	"github.com/atelier-edge/atelier/fpga/driver/window"
 	"github.com/atelier-edge/atelier/fpga/programming"
 	"github.com/atelier-edge/atelier/internal/trust"
@@ -34,16 +37,23 @@ type fpgaConfig struct {
 	driver, model, overlay, golden, keys, state string
 	part, shell, idcode                         string
 	class, firmware, window                     string
+	card                                        string
+	pins                                        ice40spi.Pins
 }
 
 // The drivers that can be named.
 const (
 	fpgaSim     = "sim"
 	fpgaManager = "fpgamgr"
+	fpgaSPI     = "ice40spi"
+	fpgaXRT     = "xrt"
+	fpgaOPAE    = "opae"
 )
 
+var fpgaDrivers = []string{fpgaSim, fpgaManager, fpgaSPI, fpgaXRT, fpgaOPAE}
+
 func (c *fpgaConfig) flags(flags *flag.FlagSet) {
-	flags.StringVar(&c.driver, "fpga", "", "serve from an FPGA with this `DRIVER`: sim (the cycle model, no device), fpgamgr (Linux' FPGA manager; not yet run on a board)")
+	flags.StringVar(&c.driver, "fpga", "", "serve from an FPGA with this `DRIVER`: sim (the cycle model, no device); fpgamgr (Linux' FPGA manager), ice40spi, xrt, opae (none of them has run on a board yet)")
 	flags.StringVar(&c.model, "fpga-model", "", "the model compiled for the overlay, a `FILE`; --model and --runtime are then for the CPU, which answers when the FPGA is out of use (none: nothing does)")
 	flags.StringVar(&c.overlay, "fpga-overlay", "", "the overlay's package, a `DIRECTORY` with "+artifact.ManifestPath+", "+artifact.ImagePath+" and "+artifact.GoldenPath)
 	flags.StringVar(&c.golden, "fpga-golden", "", "the package to go back to when nothing else works, a `DIRECTORY` (default that of --fpga-overlay)")
@@ -54,14 +64,25 @@ func (c *fpgaConfig) flags(flags *flag.FlagSet) {
 	flags.StringVar(&c.idcode, "fpga-idcode", "", "the device's JTAG identification, such as 0x0362d093, where it has one")
 	flags.StringVar(&c.class, "fpga-class", "/sys/class/fpga_manager/fpga0", "the FPGA manager's `DIRECTORY`, with --fpga fpgamgr")
 	flags.StringVar(&c.firmware, "fpga-firmware", "/lib/firmware", "`DIRECTORY` in which the kernel looks for images, with --fpga fpgamgr")
-	flags.StringVar(&c.window, "fpga-window", "/dev/uio0", "`FILE` to map the overlay's address space from, with --fpga fpgamgr")
+	flags.StringVar(&c.window, "fpga-window", "/dev/uio0", "`FILE` to map the overlay's address space from, with --fpga fpgamgr, xrt and opae")
+	flags.StringVar(&c.card, "fpga-card", "", "the card's `FUNCTION` on the bus, such as 0000:b3:00.1, with --fpga xrt and opae")
+	flags.StringVar(&c.pins.SPI, "fpga-spi", "/dev/spidev0.0", "the SPI `DEVICE`, with --fpga ice40spi")
+	flags.StringVar(&c.pins.GPIO, "fpga-gpio", "/dev/gpiochip0", "the GPIO `DEVICE` of CRESET_B and CDONE, with --fpga ice40spi")
+	c.pins.Hertz = 1_000_000
+	for name, to := range map[string]*uint32{"hertz": &c.pins.Hertz, "reset-line": &c.pins.Reset, "done-line": &c.pins.Done} {
+		flags.Func("fpga-"+name, "`NUMBER` for --fpga ice40spi", func(s string) error {
+			v, err := strconv.ParseUint(s, 10, 32)
+			*to = uint32(v)
+			return err
+		})
+	}
 }
 
 func (c *fpgaConfig) given() bool { return c.driver != "" }
 
 func (c *fpgaConfig) check(all *config) error {
-	if !slices.Contains([]string{fpgaSim, fpgaManager}, c.driver) {
-		return fmt.Errorf("--fpga is %q, %s and %s are known", c.driver, fpgaSim, fpgaManager)
+	if !slices.Contains(fpgaDrivers, c.driver) {
+		return fmt.Errorf("--fpga is %q, expected was one of %v", c.driver, fpgaDrivers)
 	}
 	if all.predictor.given() || all.script.script != "" {
 		return errors.New("--fpga goes with ONNX models only")
@@ -118,21 +139,42 @@ func (c *fpgaConfig) options(log *slog.Logger) (o programming.Options, err error
 	if o.Golden, err = overlayPackage(golden); err != nil {
 		return o, err
 	}
-	var d driver.Driver
-	switch c.driver {
-	case fpgaSim:
-		d = sim.New(fpgaSim, board.New(board.Options{Part: c.part, Shell: bitstream.UUID(o.Target.Shell)}))
-	case fpgaManager:
-		overlay, err := window.NewMap(c.window, 0)
-		if err != nil {
-			return o, err
-		}
-		if d, err = fpgamgr.New(fpgamgr.Options{Class: c.class, Firmware: c.firmware, Overlay: overlay}); err != nil {
-			return o, err
-		}
+	d, err := c.open(bitstream.UUID(o.Target.Shell))
+	if err != nil {
+		return o, err
 	}
 	o.Driver = driver.NewGuard(d)
 	return o, nil
+}
+
+// open opens the driver.
+func (c *fpgaConfig) open(shell bitstream.UUID) (driver.Driver, error) {
+	switch c.driver {
+	case fpgaSim:
+		return sim.New(fpgaSim, board.New(board.Options{Part: c.part, Shell: shell})), nil
+	case fpgaSPI:
+		bus, err := ice40spi.Open(c.pins)
+		if err != nil {
+			return nil, err
+		}
+		return ice40spi.New(bus), nil
+	}
+	overlay, err := window.NewMap(c.window, 0)
+	if err != nil {
+		return nil, err
+	}
+	if c.driver == fpgaManager {
+		return fpgamgr.New(fpgamgr.Options{Class: c.class, Firmware: c.firmware, Overlay: overlay})
+	}
+	card, err := vendor.ParseCard(c.card)
+	if err != nil {
+		return nil, err
+	}
+	v := vendor.Options{Card: card, Overlay: overlay}
+	if c.driver == fpgaXRT {
+		return vendor.NewXRT(v), nil
+	}
+	return vendor.NewOPAE(v), nil
 }
 
 // loadFPGA programs the device, and proves model and device: golden inputs on the FPGA bit for
