@@ -432,6 +432,19 @@ func TestPowerOfTheDevice(t *testing.T) {
 	if files, err := os.ReadDir(filepath.Join(w.dir, "parts")); err != nil || len(files) != 6 {
 		t.Errorf("the directory has %d parts (%v), want those of two packages", len(files), err)
 	}
+	// A journal that cannot be read tells nothing.
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, "journal.json"), []byte(`{"format":1,"current":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = w.open(t, programming.Limits{})
+	closing(t, p)
+	w.runs(t, p, w.golden, programming.GoldenOnly)
+	if err := p.Program(t.Context(), w.a, nil); err != nil {
+		t.Fatal(err)
+	}
 	// The same overlay with another model: no image is loaded.
 	_, loads = w.board.Loaded()
 	other := w.a

@@ -143,6 +143,10 @@ func (p *Programmer) begin(ctx context.Context) error {
 		return f
 	}
 	j, err := p.disk.read()
+	if atelier.CodeOf(err) == atelier.Corrupt {
+		p.options.Log.Error("the FPGA's journal cannot be read; going back to its golden image", "error", err)
+		j, err = journal{}, nil
+	}
 	if err != nil {
 		return err
 	}
