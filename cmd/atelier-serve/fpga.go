@@ -252,7 +252,7 @@ func programDevice(ctx context.Context, c config, pkg programming.Package, log *
 	}
 	device, err := programming.Open(ctx, o)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, o.Driver.Close(ctx))
 	}
 	return device, device.Program(ctx, pkg, nil) // nobody asks it anything yet
 }

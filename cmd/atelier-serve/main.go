@@ -124,21 +124,16 @@ func parse(args []string) (config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--providers: %w", err)}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
-	if c.fpga.given() {
-		if err := c.fpga.check(&c); err != nil {
-			return c, &exitError{exitUsage, err}
-		}
-		needed = map[string]string{"--name": c.name}
-	} else if c.predictor.given() {
-		if err := c.predictor.check(&c.script); err != nil {
-			return c, &exitError{exitUsage, err}
-		}
-		needed = map[string]string{"--name": c.name}
-	} else if c.script.script != "" {
-		if err := c.script.check(c.golden != ""); err != nil {
-			return c, &exitError{exitUsage, err}
-		}
-		needed = map[string]string{"--name": c.name}
+	switch {
+	case c.fpga.given():
+		err, needed = c.fpga.check(&c), map[string]string{"--name": c.name}
+	case c.predictor.given():
+		err, needed = c.predictor.check(&c.script), map[string]string{"--name": c.name}
+	case c.script.script != "":
+		err, needed = c.script.check(c.golden != ""), map[string]string{"--name": c.name}
+	}
+	if err != nil {
+		return c, &exitError{exitUsage, err}
 	}
 	for name, value := range needed {
 		if value == "" {

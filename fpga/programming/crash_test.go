@@ -18,6 +18,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/fpga/artifact"
+	"github.com/atelier-edge/atelier/fpga/bitstream"
 	"github.com/atelier-edge/atelier/fpga/board"
 	"github.com/atelier-edge/atelier/fpga/driver"
 	"github.com/atelier-edge/atelier/fpga/driver/sim"
@@ -170,11 +171,11 @@ func TestKilledWhileItLoads(t *testing.T) {
 // TestPowerCuts cuts the power of disk and device at each operation on the disk.
 func TestPowerCuts(t *testing.T) {
 	t.Parallel()
-	w := &world{target: artifact.Target{Part: "hx8k"}}
+	w := &world{target: artifact.Target{Part: bitstream.SimulatedPart}} // small images: there are many rounds
 	packages(t, w)
 	ended := map[programming.Place]int{}
 	for n := 1; ; n++ {
-		disk, b := durabletest.NewDisk(), board.New(board.Options{Part: "hx8k", Designs: w.designs})
+		disk, b := durabletest.NewDisk(), board.New(board.Options{Part: bitstream.SimulatedPart})
 		dir := t.TempDir()
 		open := func() (*programming.Programmer, error) {
 			return programming.Open(t.Context(), programming.Options{Dir: dir, FS: disk, Driver: driver.NewGuard(sim.New("sim", b)),

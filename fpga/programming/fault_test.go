@@ -52,8 +52,11 @@ func (w *world) sign(t *testing.T, image []byte, uuid artifact.UUID, change func
 	t.Helper()
 	_, model := artifacttest.Model(t, uuid, uint64(uuid[0]))
 	format := bitstream.ICE40
-	if w.target.Shell != (artifact.UUID{}) {
+	switch {
+	case w.target.Shell != (artifact.UUID{}):
 		format = bitstream.GBS
+	case w.target.Part == bitstream.SimulatedPart:
+		format = bitstream.Simulation
 	}
 	o := artifacttest.Overlay(format, w.target.Part, uuid, image, model)
 	o.Shell = w.target.Shell
@@ -67,17 +70,32 @@ func (w *world) sign(t *testing.T, image []byte, uuid artifact.UUID, change func
 	return programming.Package{Manifest: manifest, Image: image, Model: model}
 }
 
+// hx8k are images that are made once, since their checksums take a while.
+var hx8k = sync.OnceValue(func() (images [3][]byte) {
+	for i := range images {
+		images[i] = bitstreamtest.ICE40("hx8k", byte(i+1))
+	}
+	return images
+})
+
 // packages makes the packages for the world's target.
 func packages(t *testing.T, w *world) {
 	t.Helper()
 	w.signer, w.keys = artifacttest.Key(t)
 	w.designs = map[atelier.Digest]board.Design{}
 	for i, p := range []*programming.Package{&w.golden, &w.a, &w.b} {
-		image, uuid := bitstreamtest.ICE40("hx8k", byte(i+1)), artifact.UUID{byte(i + 1)}
-		if w.target.Shell != (artifact.UUID{}) {
+		uuid := artifact.UUID{byte(i + 1)}
+		design := board.Design{Geometry: artifacttest.Geometry, UUID: uuid}
+		var image []byte
+		switch {
+		case w.target.Shell != (artifact.UUID{}):
 			image = bitstreamtest.GBS(shell, 1000*(i+1))
+		case w.target.Part == bitstream.SimulatedPart:
+			image = design.Image()
+		default:
+			image = hx8k()[i]
 		}
-		w.designs[atelier.DigestOf(image)] = board.Design{Geometry: artifacttest.Geometry, UUID: uuid}
+		w.designs[atelier.DigestOf(image)] = design
 		*p = w.sign(t, image, uuid, nil)
 	}
 }
@@ -124,7 +142,11 @@ func openAt(ctx context.Context, dir, class, windowPath, firmware string, o prog
 		return nil, err
 	}
 	o.Dir, o.Driver, o.Log = dir, driver.NewGuard(d), quiet()
-	return programming.Open(ctx, o)
+	p, err := programming.Open(ctx, o)
+	if err != nil {
+		err = errors.Join(err, o.Driver.Close(ctx))
+	}
+	return p, err
 }
 
 func (w *world) open(t *testing.T, limits programming.Limits) *programming.Programmer {

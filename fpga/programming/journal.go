@@ -141,6 +141,12 @@ func lock(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// unlock gives the device back at once, also where a process that is just being started
+// has inherited the file.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+}
+
 func busy() error {
 	return atelier.Errorf(atelier.InUse, "the FPGA is being programmed, or another program holds it").
 		WithRemedy("Try again when that is done; a device takes one model at a time.")

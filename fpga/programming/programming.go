@@ -102,7 +102,7 @@ type loaded struct {
 
 // Open takes the device and brings it to a known state: what it ran last, where it still
 // runs that or takes it again; its golden image otherwise. A device that another process
-// holds gives the code InUse. A device in quarantine gives no error: see Status.
+// holds gives the code InUse, and the driver stays the caller's. A device in quarantine gives no error: see Status.
 func Open(ctx context.Context, o Options) (*Programmer, error) {
 	if o.FS == nil {
 		o.FS = durable.OS{}
@@ -122,7 +122,7 @@ func Open(ctx context.Context, o Options) (*Programmer, error) {
 	}
 	p := &Programmer{options: o, disk: disk{o.FS, o.Dir}, lock: held}
 	if err := p.begin(ctx); err != nil {
-		_ = held.Close() // it was only locked
+		_ = unlock(held) // what counts is why it could not begin
 		return nil, err
 	}
 	return p, nil
@@ -408,5 +408,5 @@ func (p *Programmer) Close(ctx context.Context) error {
 		return err
 	}
 	p.closed = true
-	return p.lock.Close()
+	return unlock(p.lock)
 }

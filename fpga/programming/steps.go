@@ -38,8 +38,6 @@ func (t *times) end() {
 	t.step = ""
 }
 
-func asFailure(err error, f **Failure) bool { return errors.As(err, f) }
-
 func (p *Programmer) check(pkg Package) (*loaded, *Failure) {
 	return p.checkTimed(pkg, newTimes(func(Step) {}))
 }

@@ -100,7 +100,7 @@ func (d *Driver) Load(ctx context.Context, image []byte) error {
 	if err := os.WriteFile(path, image, 0o600); err != nil {
 		return atelier.Errorf(atelier.Unavailable, "cannot put the image where the kernel looks for it: %w", err)
 	}
-	defer os.Remove(path) //nolint:errcheck // what stays is written over, and no larger than an image
+	defer os.Remove(path) // what stays is written over, and no larger than an image
 	if _, err := os.Stat(d.path("flags")); err == nil {
 		// Whatever somebody left there, such as partial reconfiguration, is not meant for this image.
 		if err := d.set("flags", "0"); err != nil {

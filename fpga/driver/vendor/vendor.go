@@ -106,7 +106,7 @@ func (d *Driver) Load(ctx context.Context, image []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // what stays is temporary
+	defer os.RemoveAll(dir) // what stays is temporary
 	path := filepath.Join(dir, d.file)
 	if err := os.WriteFile(path, image, 0o600); err != nil {
 		return err
