@@ -1,8 +1,8 @@
 // Package ice40spi loads iCE40 FPGAs as an SPI slave, and reaches the overlay over the same
 // pins afterwards.
 //
-// The order and the times are those of Linux' drivers/fpga/ice40-spi.c, which follows
-// Lattice's TN1248: ice40_fpga_ops_write_init (CRESET_B low with SS_B low for more than 200
+// The order and the times are those of Linux' drivers/fpga/ice40-spi.c:
+// ice40_fpga_ops_write_init (CRESET_B low with SS_B low for more than 200
 // ns, CDONE must be low, 1200 µs of housekeeping, SS_B high), ice40_fpga_ops_write (the image),
 // ice40_fpga_ops_write_complete (CDONE must be high; 49 clocks more activate the design).
 //
