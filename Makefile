@@ -57,7 +57,7 @@ fpga: ## simulate the overlay for FPGAs, make its bitstreams for iCE40, and comp
 	fpga/synthesise hx8k $(CACHE)/fpga/hx8k
 	fpga/synthesise up5k $(CACHE)/fpga/up5k
 	@# Only what behaves as the RTL and the reference do goes on.
-	ATELIER_FPGA=full ATELIER_FPGA_BUILD=$(CACHE)/fpga go test -count=1 -timeout 60m -v ./fpga/rtl
+	ATELIER_FPGA=full ATELIER_FPGA_BUILD=$(CACHE)/fpga go test -count=1 -timeout 60m -v ./fpga/rtl ./fpga/driver/verilator
 	@mkdir -p $(BIN)/fpga
 	@for part in hx8k up5k; do for what in bin json; do cp $(CACHE)/fpga/$$part/overlay.$$what $(BIN)/fpga/overlay-$$part.$$what; done; done
 

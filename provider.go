@@ -42,3 +42,7 @@ type ModuleHealth struct {
 	// Fallback says, where others were preferred, which and why they are not used.
 	Fallback string `json:"fallback,omitempty"`
 }
+
+// HeaderFallback is the field of an answer that says which provider gave it, where that
+// is not the one that the model should run on.
+const HeaderFallback = "X-Atelier-Fallback"

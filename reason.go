@@ -57,6 +57,11 @@ const (
 	ReasonBuildFailed        Reason = "BuildFailed"
 	ReasonBuilderLost        Reason = "BuilderLost"
 	ReasonProviderFallback   Reason = "ProviderFallback"
+	ReasonImageInvalid       Reason = "ImageInvalid"
+	ReasonDeviceMismatch     Reason = "DeviceMismatch"
+	ReasonProgrammingFailed  Reason = "ProgrammingFailed"
+	ReasonQuarantined        Reason = "Quarantined"
+	ReasonCPUFallback        Reason = "CPUFallback"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
 	ReasonAsDesired          Reason = "AsDesired"
@@ -114,6 +119,11 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonBuildFailed:        {"The environment cannot be built as it is defined.", "Read the build's log with 'atelier environment log', correct the definition, and create the environment again."},
 	ReasonBuilderLost:        {"Each builder that worked on the environment went away before it was done.", "See why atelier-builder ends on its machine (memory and disk, above all), then create the environment again."},
 	ReasonProviderFallback:   {"The module serves, but runs on another execution provider than the deployment prefers.", "Register a runtime that brings the provider, and see that the device has the hardware with its driver; or deploy with --providers that it has."},
+	ReasonImageInvalid:       {"The FPGA's image is damaged, or is not what its signed manifest says; nothing was loaded.", "Make the overlay package anew and register it again."},
+	ReasonDeviceMismatch:     {"The overlay is for another part or shell than the device has, or the model for another overlay; nothing was loaded.", "Register an overlay that was made for this device, and compile the model for it."},
+	ReasonProgrammingFailed:  {"The FPGA did not take an image, or did not answer as it should afterwards; it runs what ran before, or its golden image.", "Read the message; if it repeats with an image that other devices take, look at the device and its link."},
+	ReasonQuarantined:        {"The FPGA took neither its last good image nor its golden one, and is not used any more.", "Look at the device, its power and its link; restarting the module tries the golden image once more."},
+	ReasonCPUFallback:        {"The module serves, but on the CPU: the FPGA is out of use.", "See why in the message; the answers are the CPU's until the FPGA can be programmed again."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},
 	ReasonAsDesired:          {"Everything is as desired.", ""},

@@ -26,7 +26,9 @@ type Answer struct {
 	// RetryAfter is after how many seconds another attempt may do better; 0 where that
 	// is not for the server to say.
 	RetryAfter int
-	Body       []byte
+	// Fallback is the provider that answered in the place of another, "" mostly.
+	Fallback string
+	Body     []byte
 }
 
 // AppendFields appends the header fields that the answer has besides its type and
@@ -41,6 +43,9 @@ func (a *Answer) AppendFields(b []byte) []byte {
 			b = append(strconv.AppendInt(b, int64(f.value), 10), "\r\n"...)
 		}
 	}
+	if a.Fallback != "" {
+		b = append(append(append(append(b, atelier.HeaderFallback...), ": "...), a.Fallback...), "\r\n"...)
+	}
 	return b
 }
 
@@ -52,6 +57,7 @@ func (h *Handler) Infer(ctx context.Context, headerLength string, body []byte) A
 	if err != nil {
 		return h.failed("infer", err)
 	}
+	a.Fallback = h.fallback()
 	return a
 }
 
@@ -65,7 +71,7 @@ func (h *Handler) Score(ctx context.Context, body []byte) Answer {
 	if err != nil {
 		return h.failed("score", err)
 	}
-	return Answer{Status: http.StatusOK, ContentType: "application/json", Body: answer}
+	return Answer{Status: http.StatusOK, ContentType: "application/json", Fallback: h.fallback(), Body: answer}
 }
 
 func (h *Handler) tryInfer(ctx context.Context, headerLength string, body []byte) (Answer, error) {

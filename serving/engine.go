@@ -39,6 +39,13 @@ type Invoker interface {
 	Invoke(ctx context.Context, contentType string, body []byte) (Answer, error)
 }
 
+// Standby is an Engine that has another to answer in its place.
+type Standby interface {
+	Engine
+	// Health says what answers now, and, where that is not what should, why.
+	Health() atelier.ModuleHealth
+}
+
 // Tensor is one input or output. Data holds the elements in row-major order,
 // little-endian, as Open Inference Protocol's binary form has them; for BYTES
 // Data is nil and Strings holds the elements.

@@ -68,6 +68,9 @@ func (h *Handler) SetReady(m *Model) { h.model.Store(m) }
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if grpc.Is(r) {
+		if f := h.fallback(); f != "" {
+			w.Header().Set(atelier.HeaderFallback, f)
+		}
 		h.serveGRPC(w, r)
 		return
 	}
@@ -103,6 +106,9 @@ func (h *Handler) answer(w http.ResponseWriter, a Answer) {
 	}
 	if a.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(a.RetryAfter))
+	}
+	if a.Fallback != "" {
+		w.Header().Set(atelier.HeaderFallback, a.Fallback)
 	}
 	h.send(w, a.Status, a.ContentType, a.Body)
 }
@@ -142,7 +148,19 @@ func (h *Handler) ready(w http.ResponseWriter, _ *http.Request) {
 	h.write(w, http.StatusOK, struct {
 		Ready bool `json:"ready"`
 		atelier.ModuleHealth
-	}{true, m.Health})
+	}{true, m.health()})
+}
+
+// fallback is the provider that answers in the place of another, "" where none does.
+func (h *Handler) fallback() string {
+	if m := h.model.Load(); m != nil {
+		if s, ok := m.Engine.(Standby); ok {
+			if health := s.Health(); health.Fallback != "" {
+				return health.Provider
+			}
+		}
+	}
+	return ""
 }
 
 // named returns the model that the path names, if it is this one and ready.

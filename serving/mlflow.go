@@ -70,7 +70,7 @@ func (h *Handler) Invocations(ctx context.Context, contentType string, body []by
 	if err != nil {
 		return h.failedInvocation(err)
 	}
-	return Answer{Status: http.StatusOK, ContentType: "application/json", Body: answer}
+	return Answer{Status: http.StatusOK, ContentType: "application/json", Fallback: h.fallback(), Body: answer}
 }
 
 // failedInvocation tells of err in MLflow's words besides ours.

@@ -49,6 +49,14 @@ func NewModel(name, version string, e Engine, concurrency int) *Model {
 	return m
 }
 
+// health is what the answer to a health probe says now.
+func (m *Model) health() atelier.ModuleHealth {
+	if s, ok := m.Engine.(Standby); ok {
+		return s.Health()
+	}
+	return m.Health
+}
+
 // infer runs the model when it is its turn, and records what it was given and gave
 // where ctx carries a sample.
 func (m *Model) infer(ctx context.Context, inputs []Tensor, indices []int) ([]Tensor, error) {

@@ -57,6 +57,7 @@ type config struct {
 	maxBody                                       int64
 	script                                        scriptConfig
 	predictor                                     predictorConfig
+	fpga                                          fpgaConfig
 	batching                                      serving.Batching
 }
 
@@ -114,6 +115,7 @@ func parse(args []string) (config, error) {
 	flags.DurationVar(&c.deadline, "deadline", 0, "how long a request may take for the model, a `DURATION` (0: no bound); a worker whose run() takes longer is ended (0: 1m)")
 	c.script.flags(flags)
 	c.predictor.flags(flags)
+	c.fpga.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
 	}
@@ -122,16 +124,16 @@ func parse(args []string) (config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--providers: %w", err)}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
-	if c.predictor.given() {
-		if err := c.predictor.check(&c.script); err != nil {
-			return c, &exitError{exitUsage, err}
-		}
-		needed = map[string]string{"--name": c.name}
-	} else if c.script.script != "" {
-		if err := c.script.check(c.golden != ""); err != nil {
-			return c, &exitError{exitUsage, err}
-		}
-		needed = map[string]string{"--name": c.name}
+	switch {
+	case c.fpga.given():
+		err, needed = c.fpga.check(&c), map[string]string{"--name": c.name}
+	case c.predictor.given():
+		err, needed = c.predictor.check(&c.script), map[string]string{"--name": c.name}
+	case c.script.script != "":
+		err, needed = c.script.check(c.golden != ""), map[string]string{"--name": c.name}
+	}
+	if err != nil {
+		return c, &exitError{exitUsage, err}
 	}
 	for name, value := range needed {
 		if value == "" {
@@ -173,6 +175,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if c.predictor.given() {
 		answers = withIDs(handler)
 	}
+	device := &fpgaRoute{next: handler}
+	if c.fpga.given() {
+		answers = device
+	}
 	server := &http.Server{
 		Handler: answers, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 64 << 10,
@@ -187,9 +193,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	var model *serving.Model
 	var gone <-chan struct{} // closed when the model can serve no longer; why then tells the reason
 	var why func() error
-	if c.predictor.given() {
+	switch {
+	case c.fpga.given():
+		model, err = loadFPGA(ctx, c, log)
+	case c.predictor.given():
 		model, gone, why, err = loadPredictor(ctx, c, log)
-	} else {
+	default:
 		model, err = load(ctx, c, log)
 	}
 	if ctx.Err() != nil && err != nil {
@@ -203,6 +212,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		giveBack = borrow(c.listen, newLent(c, handler), c.busyPoll, log)
 	}
 	handler.SetReady(model)
+	device.model.Store(model)
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
 	var failed error
 	select {

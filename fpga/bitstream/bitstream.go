@@ -21,6 +21,8 @@ const (
 	XilinxBin Format = "xilinx-bin" // Zynq's .bin: the same words, their bytes swapped
 	XCLBIN    Format = "xclbin2"    // Xilinx's container for Alveo
 	GBS       Format = "gbs"        // Intel's Green Bitstream for OPAE
+	// Simulation is for simulated devices: see EncodeSimulation.
+	Simulation Format = "simulation"
 )
 
 // UUID is an identity in a container; String writes it as RFC 9562 does.
@@ -48,6 +50,10 @@ type Info struct {
 	Image UUID
 	// Accelerators are the types of a GBS's functions.
 	Accelerators []UUID
+	// Registers are the identity registers of the overlay that a simulated device becomes,
+	// and Overlay is the UUID in them.
+	Registers []byte
+	Overlay   UUID
 }
 
 // Parse recognises the format by its first bytes and checks the whole. Anything wrong,
@@ -55,6 +61,8 @@ type Info struct {
 // formats such as .rbf, which say nothing of themselves.
 func Parse(b []byte) (*Info, error) {
 	switch {
+	case bytes.HasPrefix(b, []byte(simulationMagic)):
+		return parseSimulation(b)
 	case bytes.HasPrefix(b, []byte(xclbinMagic)):
 		return parseXCLBIN(b)
 	case bytes.HasPrefix(b, []byte(gbsMagic)):

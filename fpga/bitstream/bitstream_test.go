@@ -8,28 +8,8 @@ import (
 	"testing"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/fpga/bitstream/bitstreamtest"
 )
-
-// ice40 writes a configuration of the part's size with a right CRC.
-func ice40(width uint16, heights ...uint16) []byte {
-	b := append([]byte{0xff, 0x00}, "made for a test\x00"...)
-	b = append(b, 0x00, 0xff, 0x7e, 0xaa, 0x99, 0x7e, 0x51, 0x00, 0x01, 0x05)
-	since := len(b)
-	b = append(b, 0x92, 0x00, 0x20, 0x62)
-	b = binary.BigEndian.AppendUint16(b, width-1)
-	for bank, h := range heights {
-		b = append(b, 0x11, byte(bank), 0x72)
-		b = binary.BigEndian.AppendUint16(b, h)
-		b = append(b, 0x82, 0, 0, 0x01, 0x01)
-		for i := range int(width) * int(h) / 8 {
-			b = append(b, byte(i*7))
-		}
-		b = append(b, 0, 0)
-	}
-	b = append(b, 0x22)
-	b = binary.BigEndian.AppendUint16(b, iceCRC(0xffff, b[since:]))
-	return append(b, 0x01, 0x06, 0x00)
-}
 
 // words writes packets that set registers; a pair of CRC and 0 is replaced by what
 // the CRC must be, computed the long way: by division, the highest bit first.
@@ -103,18 +83,11 @@ func xclbin() []byte {
 	return b
 }
 
-func gbs() []byte {
-	metadata := `{"version":1,"afu-image":{"interface-uuid":"69528db6-eb31-577a-8c36-68f9faa081f6","accelerator-clusters":[{"accelerator-type-uuid":"d8424dc4a4a3c413f89e433683f9040b"}]}}`
-	b := binary.LittleEndian.AppendUint32([]byte(gbsMagic), uint32(len(metadata)))
-	return append(append(b, metadata...), 1, 2, 3, 4)
-}
-
-var heights = map[string][]uint16{"hx8k": {272, 272, 272, 272}, "up5k": {336, 176, 336, 176}}
-
 func whole() map[string][]byte {
 	return map[string][]byte{
-		"hx8k": ice40(872, heights["hx8k"]...), "up5k": ice40(692, heights["up5k"]...), "bit": bitFile(configuration()),
-		"bin": swapped(configuration()), "xclbin": xclbin(), "gbs": gbs(),
+		"hx8k": bitstreamtest.ICE40("hx8k", 7), "up5k": bitstreamtest.ICE40("up5k", 7), "bit": bitFile(configuration()),
+		"bin": swapped(configuration()), "xclbin": xclbin(), "gbs": bitstreamtest.GBS("69528db6-eb31-577a-8c36-68f9faa081f6", 4),
+		"sim": EncodeSimulation([32]byte{16: 1}),
 	}
 }
 
@@ -132,6 +105,9 @@ func TestParse(t *testing.T) {
 		"gbs": func(i *Info) bool {
 			return i.Shell.String() == "69528db6-eb31-577a-8c36-68f9faa081f6" && len(i.Accelerators) == 1 &&
 				i.Accelerators[0].String() == "d8424dc4-a4a3-c413-f89e-433683f9040b"
+		},
+		"sim": func(i *Info) bool {
+			return i.Format == Simulation && i.Part == "sim" && i.Overlay[0] == 1 && len(i.Registers) == 32
 		},
 	} {
 		info, err := Parse(files[name])
@@ -152,7 +128,7 @@ func TestCRC16(t *testing.T) {
 // TestEveryFlippedBitIsFound flips single bits of what CRCs protect.
 func TestEveryFlippedBitIsFound(t *testing.T) {
 	t.Parallel()
-	for name, from := range map[string]int{"hx8k": 32, "up5k": 32, "bit": len(bitFile(nil)) + 24, "bin": 24} {
+	for name, from := range map[string]int{"hx8k": 32, "up5k": 32, "bit": len(bitFile(nil)) + 24, "bin": 24, "sim": 0} {
 		b := whole()[name]
 		for at := from; at < len(b)-3; at += 1 + (len(b)-from)/100 {
 			damaged := slices.Clone(b)
@@ -186,14 +162,14 @@ func TestRefuses(t *testing.T) {
 		says string
 	}{
 		"raw":                 {[]byte{0x6a, 0x6a, 0x6a, 0x6a}, "no known format"},
-		"another iCE40":       {ice40(332, 144, 144, 144, 144), "no known part"},
-		"after the end":       {append(ice40(872, heights["hx8k"]...), 1), "after its end"},
+		"another iCE40":       {bitstreamtest.Banks(7, 332, 144, 144, 144, 144), "no known part"},
+		"after the end":       {append(bitstreamtest.ICE40("hx8k", 7), 1), "after its end"},
 		"unknown packet type": {bitFile(unknown), "unknown type"},
 		"no CRC":              {bitFile(words([2]uint32{registerIDCODE, 1}, [2]uint32{registerCMD, commandDesync})), "no CRC"},
 		"two devices": {bitFile(words([2]uint32{registerIDCODE, 1}, [2]uint32{registerIDCODE, 2}, [2]uint32{registerCRC, 0},
 			[2]uint32{registerCMD, commandDesync})), "two devices"},
 		"section outside": {outside, "outside"},
-		"no accelerator":  {[]byte(strings.ReplaceAll(string(gbs()), "accelerator-clusters", "accelerator-cluster_")), "no accelerator"},
+		"no accelerator":  {[]byte(strings.ReplaceAll(string(bitstreamtest.GBS("69528db6-eb31-577a-8c36-68f9faa081f6", 4)), "accelerator-clusters", "accelerator-cluster_")), "no accelerator"},
 	} {
 		if _, err := Parse(c.b); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want an error that says %q", name, err, c.says)
@@ -207,7 +183,7 @@ func FuzzParse(f *testing.F) {
 			f.Add(b)
 		}
 	}
-	f.Add(ice40(872, heights["hx8k"]...)[:200])
+	f.Add(bitstreamtest.ICE40("hx8k", 7)[:200])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		info, err := Parse(b)
 		if (err == nil) != (info != nil) || err != nil && atelier.CodeOf(err) != atelier.Invalid {

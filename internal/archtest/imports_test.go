@@ -45,6 +45,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
+	{"targets/fpgahost", []string{"", "serving", "fpga"}, "the engine knows what it drives, and neither hub nor agent"},
 	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
@@ -53,6 +54,12 @@ var layers = []layer{
 	{"fpga/rtl", []string{"", "fpga/program"}, "the processor itself knows programs only"},
 	{"fpga/overlay", []string{"", "internal/onnx", "fpga/program", "fpga/reference"}, "the compiler runs without hub, agent and engines"},
 	{"fpga/bitstream", []string{""}, "whoever checks bitstreams shares it"},
+	{"fpga/artifact", []string{"", "internal/trust", "fpga/program", "fpga/overlay", "fpga/bitstream", "fpga/networktest", "fpga/reference"}, "what is packed knows nothing of devices"},
+	{"fpga/board", []string{"", "fpga/program", "fpga/bitstream", "fpga/sim"}, "a simulated device knows nothing of who drives it"},
+	{"fpga/driver", []string{"", "fpga/program", "fpga/board", "fpga/networktest", "fpga/bitstream", "fpga/artifact"}, "a driver does what it is told and knows neither packages nor journals"},
+	{"fpga/driver/verilator", []string{"fpga/board", "fpga/rtl", "fpga/program", "fpga/bitstream"}, "it puts the processor itself behind a simulated device"},
+	{"fpga/kernelsim", []string{"", "fpga/board", "fpga/program"}, "it stands in for a kernel, and knows no drivers"},
+	{"fpga/programming", []string{"", "internal/durable", "internal/trust", "fpga/program", "fpga/artifact", "fpga/driver"}, "what is safe does not depend on who asks for it"},
 	{"fpga/networktest", []string{"fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
 
 	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
@@ -80,7 +87,7 @@ var layers = []layer{
 	{"cmd/atelier-hub", []string{"", "internal", "hub"}, "the hub knows a target kind as a name only"},
 	{"cmd/atelier-agent", []string{"", "internal", "agent", "targets"}, "the agent is the control side of a device"},
 	{"cmd/atelier-gateway", []string{"", "internal", "serving"}, "the gateway is the data side of a device"},
-	{"cmd/atelier-serve", []string{"", "internal", "serving"}, "the model server knows no hub, agent or MQTT"},
+	{"cmd/atelier-serve", []string{"", "internal", "serving", "targets/fpgahost", "fpga"}, "the model server knows no hub, agent or MQTT"},
 	{"cmd/atelier-shim", []string{"", "internal", "targets"}, "the shim holds one process and stays tiny"},
 }
 
@@ -105,6 +112,7 @@ var bans = []ban{
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: []string{"agent/link"}, why: "agent/link is the one importer of MQTT on a device"},
 	{within: "hub", imports: "github.com/eclipse/paho.mqtt.golang", why: "internal/broker is the one importer of MQTT in the hub"},
 	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics"}, why: "they are the two importers of the broker's library, on the hub and on devices"},
+	{within: "cmd/atelier-agent", imports: module + "/fpga", deep: true, why: "FPGAs are driven by the model server; the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "google.golang.org/grpc", deep: true, why: "the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "go.opentelemetry.io/proto", deep: true, why: "the generated OTLP types cost 2 to 6 MB; internal/otlp encodes by hand"},
 	{within: "cmd/atelier-agent", imports: "github.com/prometheus", deep: true, why: "the agent stays under 10 MB"},
