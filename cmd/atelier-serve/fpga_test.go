@@ -55,10 +55,7 @@ func digits(t *testing.T, uuid artifact.UUID) []byte {
 		m.Signature.Outputs = append(m.Signature.Outputs, spec)
 	}
 	for _, x := range calibration[:10] {
-		q := make([]int8, len(x))
-		for i, v := range x {
-			q[i] = m.In.Quantise(v)
-		}
+		q := m.Arrange(x)
 		y := c.Network.Infer(q)
 		m.Golden = append(m.Golden, artifact.Golden{Input: q, Output: y, ArgMax: reference.ArgMax(y)})
 	}

@@ -122,7 +122,7 @@ func TestModel(t *testing.T) {
 	if err != nil || !bytes.Equal(again, b) {
 		t.Errorf("a model is read and written otherwise: %v", err)
 	}
-	if got.Overlay != uuid || got.Program.Inputs != m.Program.Inputs || !slices.Equal(got.Program.Weights, m.Program.Weights) || len(got.Golden) != len(m.Golden) {
+	if got.Overlay != uuid || got.Program.Input != m.Program.Input || got.Shape != m.Shape || !slices.Equal(got.Program.Weights, m.Program.Weights) || len(got.Golden) != len(m.Golden) {
 		t.Errorf("%+v, want %+v", got, m)
 	}
 	for name, damage := range map[string]func([]byte) []byte{

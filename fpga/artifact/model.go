@@ -48,17 +48,20 @@ type Golden struct {
 }
 
 // header is the JSON at the beginning of a model package. The rest are the program's
-// layers, biases and weights.
+// layers, biases, weights and tables.
 type header struct {
 	Format    int                  `json:"format"` // 1
 	Overlay   UUID                 `json:"overlay"`
 	ISA       int                  `json:"isa"`
 	Geometry  program.Geometry     `json:"geometry"`
-	Inputs    int                  `json:"inputs"`
-	Layers    int                  `json:"layers"`
+	Shape     program.Image        `json:"shape"`  // of the input
+	Layout    program.Layout       `json:"layout"` // where the overlay has it
+	Layers    int                  `json:"layers"` // bytes of descriptors
 	Biases    int                  `json:"biases"`
 	Weights   int                  `json:"weights"`
-	Digest    atelier.Digest       `json:"digest"` // of layers, biases and weights
+	Tables    int                  `json:"tables,omitempty"`
+	Borders   []program.Border     `json:"borders,omitempty"`
+	Digest    atelier.Digest       `json:"digest"` // of layers, biases, weights and tables
 	Cycles    int                  `json:"cycles"` // predicted
 	Input     string               `json:"input"`
 	In        overlay.Quantisation `json:"in"`
@@ -85,15 +88,19 @@ func (m *Model) Encode() ([]byte, error) {
 	}
 	p := m.Program
 	var image []byte
-	for _, l := range p.Layers {
-		image = l.Append(image)
+	for i := range p.Layers {
+		image = p.Layers[i].Append(image)
 	}
+	layers := len(image)
 	for _, b := range p.Biases {
 		image = binary.LittleEndian.AppendUint32(image, uint32(b))
 	}
 	image = append(image, p.Weights...)
-	h := header{Format: modelFormat, Overlay: m.Overlay, ISA: program.ISA, Geometry: p.Geometry, Inputs: p.Inputs, Layers: len(p.Layers),
-		Biases: len(p.Biases), Weights: len(p.Weights), Digest: atelier.DigestOf(image), Cycles: m.Cycles, Input: m.Input, In: m.In, Out: m.Out,
+	for i := range p.Tables {
+		image = append(image, unsigned(p.Tables[i][:])...)
+	}
+	h := header{Format: modelFormat, Overlay: m.Overlay, ISA: program.ISA, Geometry: p.Geometry, Shape: m.Shape, Layout: p.Input, Layers: layers,
+		Biases: len(p.Biases), Weights: len(p.Weights), Tables: len(p.Tables), Borders: p.Borders, Digest: atelier.DigestOf(image), Cycles: m.Cycles, Input: m.Input, In: m.In, Out: m.Out,
 		Outputs: m.Outputs, Signature: m.Signature, Tolerance: m.Tolerance, Compiler: m.Compiler}
 	for _, g := range m.Golden {
 		h.Golden = append(h.Golden, golden{Input: unsigned(g.Input), Output: unsigned(g.Output), ArgMax: g.ArgMax, CPU: g.CPU})
@@ -141,26 +148,34 @@ func (h *header) model(image []byte) (*Model, error) {
 			return nil, invalid("the model has %d layers, %d biases and %d weights in %d bytes", h.Layers, h.Biases, h.Weights, len(image))
 		}
 	}
-	layers, biases := h.Layers*program.DescriptorSize, h.Biases*4
-	if layers+biases+h.Weights != len(image) {
-		return nil, invalid("the model's program has %d bytes, its header says %d", len(image), layers+biases+h.Weights)
+	const table = 256
+	if h.Tables < 0 || h.Tables > len(image)/table {
+		return nil, invalid("the model has %d tables in %d bytes", h.Tables, len(image))
+	}
+	biases, weights := h.Layers, h.Layers+h.Biases*4 // where they begin
+	tables := weights + h.Weights
+	if end := tables + h.Tables*table; end != len(image) {
+		return nil, invalid("the model's program has %d bytes, its header says %d", len(image), end)
 	}
 	if d := atelier.DigestOf(image); d != h.Digest {
 		return nil, atelier.Errorf(atelier.Corrupt, "the model's program has digest %s, its header says %s", d.Short(), h.Digest.Short()).
 			WithRemedy("Fetch the model anew.")
 	}
-	p := &program.Program{Geometry: h.Geometry, Inputs: h.Inputs, Weights: bytes.Clone(image[layers+biases:])}
-	for at := 0; at < layers; at += program.DescriptorSize {
-		l, err := program.ParseLayer(image[at : at+program.DescriptorSize])
+	p := &program.Program{Geometry: h.Geometry, Input: h.Layout, Borders: h.Borders, Weights: bytes.Clone(image[weights:tables])}
+	for rest := image[:biases]; len(rest) > 0; {
+		l, after, err := program.ParseLayer(rest)
 		if err != nil {
 			return nil, err
 		}
-		p.Layers = append(p.Layers, l)
+		p.Layers, rest = append(p.Layers, l), after
 	}
-	for at := layers; at < layers+biases; at += 4 {
+	for at := biases; at < weights; at += 4 {
 		p.Biases = append(p.Biases, int32(binary.LittleEndian.Uint32(image[at:])))
 	}
-	m := &Model{Model: overlay.Model{Program: p, Input: h.Input, In: h.In, Out: h.Out, Outputs: h.Outputs, Cycles: h.Cycles},
+	for at := tables; at < len(image); at += table {
+		p.Tables = append(p.Tables, [table]int8(signed(image[at:at+table])))
+	}
+	m := &Model{Model: overlay.Model{Program: p, Input: h.Input, Shape: h.Shape, In: h.In, Out: h.Out, Outputs: h.Outputs, Cycles: h.Cycles},
 		Overlay: h.Overlay, Signature: h.Signature, Tolerance: h.Tolerance, Compiler: h.Compiler}
 	for _, g := range h.Golden {
 		m.Golden = append(m.Golden, Golden{Input: signed(g.Input), Output: signed(g.Output), ArgMax: g.ArgMax, CPU: g.CPU})
@@ -175,6 +190,9 @@ func (m *Model) Check() error {
 	}
 	if err := m.Program.Check(); err != nil {
 		return err
+	}
+	if s := m.Shape; min(s.Height, s.Width, s.Channels) < 1 || max(s.Height, s.Width, s.Channels) > 1<<15 || s.Size() != m.Program.Inputs() {
+		return invalid("the model takes an image of %d×%d with %d channels, its program %d numbers", s.Height, s.Width, s.Channels, m.Program.Inputs())
 	}
 	if want := m.Program.Cycles(); m.Cycles != want {
 		return invalid("the model is predicted to take %d cycles, its program takes %d", m.Cycles, want)
@@ -199,9 +217,9 @@ func (m *Model) Check() error {
 		return invalid("the model has %d golden inputs, 1 to %d were expected", n, maxGolden)
 	}
 	for i, g := range m.Golden {
-		if len(g.Input) != m.Program.Inputs || len(g.Output) != m.Program.Outputs() || g.ArgMax < 0 || g.ArgMax >= len(g.Output) {
+		if len(g.Input) != m.Program.Inputs() || len(g.Output) != m.Program.Outputs() || g.ArgMax < 0 || g.ArgMax >= len(g.Output) {
 			return invalid("golden input %d has %d values for %d, ArgMax %d; the model takes %d and gives %d",
-				i, len(g.Input), len(g.Output), g.ArgMax, m.Program.Inputs, m.Program.Outputs())
+				i, len(g.Input), len(g.Output), g.ArgMax, m.Program.Inputs(), m.Program.Outputs())
 		}
 		for name, values := range g.CPU {
 			if sizes[name] != len(values) {
@@ -218,8 +236,8 @@ func (m *Model) checkSignature() (sizes map[string]int, err error) {
 	if len(m.Signature.Inputs) != 1 || m.Signature.Inputs[0].Name != m.Input {
 		return nil, invalid("the model's signature has %d inputs, one named %.100q was expected", len(m.Signature.Inputs), m.Input)
 	}
-	if n, ok := perRow(m.Signature.Inputs[0]); !ok || n != int64(m.Program.Inputs) {
-		return nil, invalid("the model's input has the shape %v, its program takes %d numbers", m.Signature.Inputs[0].Shape, m.Program.Inputs)
+	if n, ok := perRow(m.Signature.Inputs[0]); !ok || n != int64(m.Program.Inputs()) {
+		return nil, invalid("the model's input has the shape %v, its program takes %d numbers", m.Signature.Inputs[0].Shape, m.Program.Inputs())
 	}
 	if len(m.Outputs) == 0 || len(m.Outputs) != len(m.Signature.Outputs) {
 		return nil, invalid("the model has %d outputs, its signature %d", len(m.Outputs), len(m.Signature.Outputs))

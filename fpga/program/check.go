@@ -50,8 +50,14 @@ func (p *Program) Check() error {
 			return invalid("the bias %d of neuron %d has more than 24 bits", b, j)
 		}
 	}
+	if cycles := p.Cycles(); cycles > maxCycles {
+		return p.tooLarge("cycles", cycles, maxCycles)
+	}
 	return p.checkMemory()
 }
+
+// maxCycles is how long a device waits for an inference.
+const maxCycles = 1 << 24
 
 // check looks at a layer's numbers alone.
 func (l *Layer) check(k int, g Geometry) error {

@@ -98,12 +98,8 @@ func (e *Engine) infer(ctx context.Context, inputs []serving.Tensor, outputs []i
 			result[i].Shape[0] = shape
 		}
 	}
-	x := make([]int8, e.model.Program.Inputs)
 	for _, row := range rows {
-		for i, v := range row {
-			x[i] = e.model.In.Quantise(v)
-		}
-		got, err := e.device.Infer(ctx, e.model, x)
+		got, err := e.device.Infer(ctx, e.model, e.model.Arrange(row))
 		if err != nil {
 			return nil, err
 		}
@@ -139,7 +135,7 @@ func (e *Engine) rows(inputs []serving.Tensor) (rows [][]float64, count int64, e
 	if string(in.Type) != spec.Type || int64(len(in.Data)) != n*in.Type.Size() {
 		return bad("the input's datatype and length", []any{in.Type, len(in.Data)})
 	}
-	per := e.model.Program.Inputs
+	per := e.model.Program.Inputs()
 	for at := range int(n) {
 		if at%per == 0 {
 			rows = append(rows, make([]float64, per))

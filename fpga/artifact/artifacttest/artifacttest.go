@@ -16,7 +16,7 @@ import (
 )
 
 // Geometry is that of all overlays here: the HX8K's.
-var Geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}
+var Geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}
 
 // Key makes a key that signs, and the set that verifies it.
 func Key(t testing.TB) (trust.Signer, trust.KeySet) {
@@ -46,7 +46,7 @@ func Model(t testing.TB, uuid artifact.UUID, seed uint64) (*artifact.Model, []by
 		t.Fatal(err)
 	}
 	m := &artifact.Model{
-		Model: overlay.Model{Program: p, Input: "x", In: overlay.Quantisation{Scale: 0.5}, Out: overlay.Quantisation{Scale: 0.25, Zero: 3},
+		Model: overlay.Model{Program: p, Input: "x", Shape: program.Image{Height: 1, Width: 1, Channels: 20}, In: overlay.Quantisation{Scale: 0.5}, Out: overlay.Quantisation{Scale: 0.25, Zero: 3},
 			Outputs: []overlay.Output{{Name: "y", Kind: overlay.Values}, {Name: "class", Kind: overlay.ArgMax}}, Cycles: p.Cycles()},
 		Overlay: uuid, Compiler: "test",
 		Signature: atelier.Signature{
@@ -55,7 +55,7 @@ func Model(t testing.TB, uuid artifact.UUID, seed uint64) (*artifact.Model, []by
 		},
 	}
 	for range 8 {
-		x := networktest.Inputs(r, p.Inputs)
+		x := networktest.Inputs(r, p.Inputs())
 		y := n.Infer(x)
 		g := artifact.Golden{Input: x, Output: y, ArgMax: reference.ArgMax(y)}
 		g.CPU = m.Results(y, g.ArgMax)

@@ -114,8 +114,11 @@ func (b *Bench) inference(t *testing.T) {
 	b.load(t, 0)
 	g := b.Identities[0].Geometry
 	r := rand.New(rand.NewPCG(11, 12))
-	for range 5 {
+	for k := range 6 {
 		n := networktest.Random(r, networktest.RandomWidths(r, g)...)
+		if k%2 == 1 {
+			n = networktest.RandomImages(r, g)
+		}
 		if err := n.Check(); err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +130,7 @@ func (b *Bench) inference(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 5 {
-			x := networktest.Inputs(r, p.Inputs)
+			x := networktest.Inputs(r, p.Inputs())
 			got, err := p.Infer(b.Driver.Overlay(), x)
 			if err != nil {
 				t.Fatal(err)

@@ -20,7 +20,7 @@ import (
 	"github.com/atelier-edge/atelier/fpga/program"
 )
 
-var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}
+var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}
 
 // kernel mounts a simulated kernel with an HX8K, which the images become.
 func kernel(t *testing.T, vendor bool) (k *kernelsim.Kernel, firmware string, images [2][]byte, designs [2]board.Design) {

@@ -103,7 +103,7 @@ func device() (b *bus, images [2][]byte, designs [2]board.Design) {
 	known := map[atelier.Digest]board.Design{}
 	for i := range images {
 		images[i] = bitstreamtest.ICE40("hx8k", byte(i+1))
-		designs[i] = board.Design{Geometry: program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}, UUID: [16]byte{byte(i + 1)}}
+		designs[i] = board.Design{Geometry: program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}, UUID: [16]byte{byte(i + 1)}}
 		known[atelier.DigestOf(images[i])] = designs[i]
 	}
 	return &bus{board: board.New(board.Options{Part: "hx8k", Designs: known})}, images, designs

@@ -14,7 +14,7 @@ import (
 	"github.com/atelier-edge/atelier/fpga/program"
 )
 
-var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}
+var geometry = program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}
 
 func TestConformance(t *testing.T) {
 	t.Parallel()

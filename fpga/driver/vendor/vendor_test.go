@@ -44,7 +44,7 @@ func TestConformance(t *testing.T) {
 				known := map[atelier.Digest]board.Design{}
 				bench := drivertest.Bench{Bad: []byte("no image")}
 				for i := range bench.Images {
-					d := board.Design{Geometry: program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10}, UUID: [16]byte{byte(i + 1)}}
+					d := board.Design{Geometry: program.Geometry{Lanes: 8, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}, UUID: [16]byte{byte(i + 1)}}
 					bench.Images[i] = bitstreamtest.GBS(shell, 1000*(i+1))
 					bench.Identities[i] = program.Identity{ISA: program.ISA, Geometry: d.Geometry, UUID: d.UUID}
 					known[atelier.DigestOf(bench.Images[i])] = d

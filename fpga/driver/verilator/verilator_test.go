@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 	drivertest.Run(t, func(*testing.T) drivertest.Bench {
 		b := drivertest.Bench{Driver: sim.New("verilator", board.New(board.Options{Part: bitstream.SimulatedPart, Start: start})), Bad: []byte("no image")}
 		for i := range b.Images {
-			d := board.Design{Geometry: program.Geometry{Lanes: 4 << i, Activations: 10, Biases: 8, Program: 6, Weights: 10}, UUID: [16]byte{byte(i + 1)}}
+			d := board.Design{Geometry: program.Geometry{Lanes: 4 << i, Activations: 10, Biases: 8, Program: 6, Weights: 10, Tables: 9}, UUID: [16]byte{byte(i + 1)}}
 			b.Images[i], b.Identities[i] = d.Image(), program.Identity{ISA: program.ISA, Geometry: d.Geometry, UUID: d.UUID}
 		}
 		return b
