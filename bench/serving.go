@@ -23,6 +23,7 @@ var serving = benchmark{
 		{"script", func(ctx context.Context, w *world) ([]Figure, error) { return w.rates(ctx, scriptLoad) }},
 		{"one", oneClient},
 		{"batch", batching},
+		{"shadow", shadowing},
 		{"footprint", footprint},
 		{"switches", switchesUnderLoad},
 		{"deaths", deaths},
