@@ -54,11 +54,13 @@ func shadowing(ctx context.Context, w *world) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	var told json.RawMessage
+	var told struct {
+		Devices []struct{ Compared, Disagreed, Dropped uint64 }
+	}
 	if err := json.Unmarshal(out, &told); err != nil {
 		return nil, fmt.Errorf("'atelier endpoint shadow' gave %q: %w", out, err)
 	}
-	fmt.Fprintf(w.out, "  alone %s; beside a canary without a share %s; with a shadow %s\n  the shadow: %s\n", shots[0][0], shots[1][0], shots[2][0], told)
+	fmt.Fprintf(w.out, "  alone %s; beside a canary without a share %s; with a shadow %s\n  the shadow: %+v\n", shots[0][0], shots[1][0], shots[2][0], told.Devices)
 	alone, canary, shadowed := column(shots[0], p99Of), column(shots[1], p99Of), column(shots[2], p99Of)
 	what := fmt.Sprintf("digits, %d clients, p99 with a shadow against ", shadowClients)
 	return []Figure{
