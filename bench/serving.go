@@ -23,6 +23,7 @@ var serving = benchmark{
 		{"script", func(ctx context.Context, w *world) ([]Figure, error) { return w.rates(ctx, scriptLoad) }},
 		{"one", oneClient},
 		{"batch", batching},
+		{"shadow", shadowing},
 		{"footprint", footprint},
 		{"switches", switchesUnderLoad},
 		{"deaths", deaths},
@@ -169,15 +170,19 @@ const numpyPin = "numpy==2.3.5" // as scripts/install-peers has it
 
 // oneClient is what REST adds to the engine's call at one client.
 func oneClient(ctx context.Context, w *world) ([]Figure, error) {
-	runs, err := inferRuns(ctx, w)
+	calls, err := w.startInfer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	runs, err := w.inferRuns(ctx, calls[sileroBinary], calls[sileroJSON])
 	if err != nil {
 		return nil, err
 	}
 	const peer = "the engine's call, p50"
-	alone := runs[engineAlone]
+	binary, asJSON, alone := runs[0], runs[1], runs[2]
 	return []Figure{
-		lower("silero, 1 client, binary tensors, p50 added to the call in process", "µs", differences(runs[sileroBinary], alone)).want(150).beside(peer, alone),
-		lower("silero, 1 client, JSON, p50 added to the call in process", "µs", differences(runs[sileroJSON], alone)).want(220).beside(peer, alone),
+		lower("silero, 1 client, binary tensors, p50 added to the call in process", "µs", differences(binary, alone)).want(150).beside(peer, alone),
+		lower("silero, 1 client, JSON, p50 added to the call in process", "µs", differences(asJSON, alone)).want(220).beside(peer, alone),
 	}, nil
 }
 

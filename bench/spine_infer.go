@@ -24,32 +24,8 @@ const (
 // requests straight to the model server's socket, in blocks of 50 in turn, and
 // with the engine's call in a process of its own, once each round. Each run is
 // the difference of two medians of one round.
-func infer(ctx context.Context, w *world) ([]Figure, error) {
-	runs, err := inferRuns(ctx, w)
-	if err != nil {
-		return nil, err
-	}
-	return inferFigures(runs), nil
-}
-
-// inferRuns returns the medians of the rounds, of each of the calls and of the
-// engine alone.
-func inferRuns(ctx context.Context, w *world) (runs [][]float64, err error) {
-	d, err := oneDevice(ctx, w)
-	if err != nil {
-		return nil, err
-	}
-	if err := w.atelier(ctx, "deploy", "silero", "--all", "-q"); err != nil {
-		return nil, err
-	}
-	if err := w.atelier(ctx, "deploy", "digits:2", "--all", "-q"); err != nil {
-		return nil, err
-	}
-	inProcess, err := w.buildInProcess(ctx)
-	if err != nil {
-		return nil, err
-	}
-	calls, err := inferCallsOf(ctx, w, d)
+func infer(ctx context.Context, w *world) (figures []Figure, err error) {
+	calls, err := w.startInfer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -57,26 +33,54 @@ func inferRuns(ctx context.Context, w *world) (runs [][]float64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	calls = append(calls, &call{network: "tcp", address: address, request: calls[digitsJSON+1].request})
-	defer func() {
-		for _, c := range calls {
-			c.close()
-		}
-		err = errors.Join(err, bare.Stop(syscall.SIGKILL, 10*time.Second))
-	}()
+	defer func() { err = errors.Join(err, bare.Stop(syscall.SIGKILL, 10*time.Second)) }()
+	relayed := &call{network: "tcp", address: address, request: calls[digitsJSON+1].request}
 	if err := boot.Eventually(ctx, 10*time.Second, func() error {
-		_, err := calls[digitsRelayed].do(ctx)
+		_, err := relayed.do(ctx)
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	if _, err := inTurn(ctx, 200, calls...); err != nil { // warm up
+	runs, err := w.inferRuns(ctx, append(calls, relayed)...)
+	if err != nil {
 		return nil, err
 	}
 	if err := sameAnswers(calls); err != nil {
 		return nil, err
 	}
-	runs = make([][]float64, len(calls)+1)
+	return inferFigures(runs), nil
+}
+
+// startInfer deploys silero and digits to a device and returns the calls.
+func (w *world) startInfer(ctx context.Context) ([]*call, error) {
+	d, err := oneDevice(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	for _, model := range []string{"silero", "digits:2"} {
+		if err := w.atelier(ctx, "deploy", model, "--all", "-q"); err != nil {
+			return nil, err
+		}
+	}
+	return inferCallsOf(ctx, w, d)
+}
+
+// inferRuns returns the medians of the rounds, of each of calls and, behind them, of
+// the engine alone. It closes the calls.
+func (w *world) inferRuns(ctx context.Context, calls ...*call) ([][]float64, error) {
+	defer func() {
+		for _, c := range calls {
+			c.close()
+		}
+	}()
+	inProcess, err := w.buildInProcess(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := inTurn(ctx, 200, calls...); err != nil { // warm up
+		return nil, err
+	}
+	runs := make([][]float64, len(calls)+1)
 	for range inferRounds {
 		medians, err := inTurn(ctx, inferCalls, calls...)
 		if err != nil {
@@ -156,7 +160,7 @@ func inferCallsOf(ctx context.Context, w *world, d *device) ([]*call, error) {
 
 // sameAnswers makes sure that the gateway and the model server answered alike.
 func sameAnswers(calls []*call) error {
-	for i := 0; i < digitsRelayed; i += 2 {
+	for i := 0; i < len(calls); i += 2 {
 		if a, b := calls[i].answer.Bytes(), calls[i+1].answer.Bytes(); len(a) == 0 || !bytes.Equal(a, b) {
 			return fmt.Errorf("%s and %s answered differently: %q and %q", calls[i].address, calls[i+1].address, a, b)
 		}

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/atelier-edge/atelier/internal/collect"
 	"github.com/atelier-edge/atelier/serving"
@@ -63,7 +62,7 @@ func field(r *http1.Request, name string) string {
 // borrow offers gateways to answer on their clients' connections, where the model
 // server listens on a Unix socket. Without that they pass requests on. stop finishes
 // the requests that have begun and gives the connections back.
-func borrow(listen string, handler lending.Handler, busyPoll time.Duration, log *slog.Logger) (stop func(context.Context) error) {
+func borrow(listen string, handler lending.Handler, log *slog.Logger) (stop func(context.Context) error) {
 	none := func(context.Context) error { return nil }
 	path, unix := strings.CutPrefix(listen, "unix:")
 	if !unix {
@@ -75,7 +74,7 @@ func borrow(listen string, handler lending.Handler, busyPoll time.Duration, log 
 		log.Warn("no connections can be borrowed; the gateway passes requests on", "error", err)
 		return none
 	}
-	b := lending.NewBorrower(handler, log, busyPoll)
+	b := lending.NewBorrower(handler, log)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(listener) }()
 	return func(ctx context.Context) error {

@@ -26,7 +26,6 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
-	"github.com/atelier-edge/atelier/serving/lending"
 )
 
 // The exit codes.
@@ -53,7 +52,6 @@ type config struct {
 	deadline                                      time.Duration
 	providers                                     []string
 	spin                                          bool
-	busyPoll                                      time.Duration
 	maxBody                                       int64
 	script                                        scriptConfig
 	predictor                                     predictorConfig
@@ -107,7 +105,6 @@ func parse(args []string) (config, error) {
 	flags.IntVar(&c.threads, "threads", 0, "threads that share one inference (0: one for each processor that the process may use, one alone for a quick model)")
 	flags.IntVar(&c.concurrency, "concurrency", 0, "inferences at a time (0: twice the processors)")
 	flags.BoolVar(&c.spin, "spin", false, "let threads wait actively after an inference: quicker under load, busier when idle")
-	flags.DurationVar(&c.busyPoll, "busy-poll", lending.DefaultBusyPoll, "how long to poll for the next request of a client that asks again at once, while nothing else wants the processor (0: never)")
 	providers := flags.String("providers", "", "execution providers that the model may run on, the preferred one first, a `LIST` such as cuda,cpu (default the processor)")
 	flags.IntVar(&c.batching.MaxRows, "max-batch", 1, "`ROWS` that run together at most, of requests that come while the model is busy")
 	flags.DurationVar(&c.batching.MaxDelay, "max-delay", 0, "how long a request may wait for others to run with, with --max-batch (0: no longer than the model is busy)")
@@ -145,9 +142,6 @@ func parse(args []string) (config, error) {
 	}
 	if c.threads < 0 || c.concurrency < 0 || c.maxBody <= 0 {
 		return c, &exitError{exitUsage, errors.New("--threads and --concurrency must not be negative, --max-body must be positive")}
-	}
-	if c.busyPoll < 0 || c.busyPoll > time.Millisecond {
-		return c, &exitError{exitUsage, errors.New("--busy-poll must be between 0 and 1ms")}
 	}
 	if c.deadline < 0 {
 		return c, &exitError{exitUsage, errors.New("--deadline must not be negative")}
@@ -209,7 +203,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	giveBack := func(context.Context) error { return nil }
 	if !c.predictor.given() { // a hop costs little beside Python
-		giveBack = borrow(c.listen, newLent(c, handler), c.busyPoll, log)
+		giveBack = borrow(c.listen, newLent(c, handler), log)
 	}
 	handler.SetReady(model)
 	device.model.Store(model)

@@ -106,7 +106,7 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 	if err := handler.SetReady(pool); err != nil {
 		return errors.Join(scriptExit(err), server.Close())
 	}
-	giveBack := borrow(c.listen, &lentScript{handler, c.maxBody}, c.busyPoll, log)
+	giveBack := borrow(c.listen, &lentScript{handler, c.maxBody}, log)
 	log.Info("ready", "model", c.name, "version", c.version, "script", s.script, "workers", s.workers, "listen", listener.Addr().String())
 	var failed error
 	select {

@@ -65,7 +65,7 @@ func (d *device) borrows(name string) *borrower {
 		}
 		_, _ = fmt.Fprintf(w, "%s %s", m.Rollout, body)
 	})
-	m.Borrower = lending.NewBorrower(m, slog.New(slog.DiscardHandler), lending.DefaultBusyPoll)
+	m.Borrower = lending.NewBorrower(m, slog.New(slog.DiscardHandler))
 	l, err := lending.Listen(filepath.Join(d.dir, name) + lending.Suffix)
 	if err != nil {
 		d.t.Fatal(err)

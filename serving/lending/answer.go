@@ -23,8 +23,6 @@ func (l *lent) answer(size int) (Outcome, bool) {
 	if size == l.n {
 		l.slot.state.Store(whole)
 	}
-	l.c.b.poller.enter(l)
-	defer l.c.b.poller.leave()
 	l.nextID()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	l.begin(cancel, size < l.n)
@@ -48,7 +46,7 @@ func (l *lent) answer(size int) (Outcome, bool) {
 	l.slot.state.Store(answering)
 	l.compose(&a)
 	err = l.write()
-	l.habit.worked(l.began, l.record(a.Status))
+	l.record(a.Status)
 	if cap(l.out) > MaxRequest {
 		l.out = nil // one large answer does not keep its memory
 	}
@@ -118,10 +116,8 @@ func (l *lent) write() error {
 	return nil
 }
 
-// record counts an answer and returns when it was given.
-func (l *lent) record(status int) time.Time {
-	now := time.Now()
+// record counts an answer.
+func (l *lent) record(status int) {
 	l.slot.answered.Add(1)
-	l.c.page.record(status, now.Sub(l.began), l.c.terms.Bounds)
-	return now
+	l.c.page.record(status, time.Since(l.began), l.c.terms.Bounds)
 }

@@ -48,7 +48,6 @@ type Answer struct {
 type Borrower struct {
 	handler Handler
 	log     *slog.Logger
-	poller  poller
 
 	draining atomic.Bool
 	mu       sync.Mutex
@@ -57,13 +56,9 @@ type Borrower struct {
 	running  sync.WaitGroup // channels
 }
 
-// NewBorrower returns a Borrower; Serve starts it. busyPoll is how long a connection
-// whose client asks again at once is polled before its thread sleeps, while nobody else
-// wants the processor; 0 is not at all.
-func NewBorrower(h Handler, log *slog.Logger, busyPoll time.Duration) *Borrower {
-	b := &Borrower{handler: h, log: log, channels: map[*channel]struct{}{}}
-	b.poller.setUp(busyPoll)
-	return b
+// NewBorrower returns a Borrower; Serve starts it.
+func NewBorrower(h Handler, log *slog.Logger) *Borrower {
+	return &Borrower{handler: h, log: log, channels: map[*channel]struct{}{}}
 }
 
 // Listen opens a lending socket at path, for this user only.

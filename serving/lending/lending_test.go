@@ -51,7 +51,7 @@ func borrowerOf(t testing.TB, h Handler) string {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the socket has mode %v, %v", info.Mode(), err)
 	}
-	b := NewBorrower(h, slog.New(slog.DiscardHandler), DefaultBusyPoll)
+	b := NewBorrower(h, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- b.Serve(l) }()
 	t.Cleanup(func() {

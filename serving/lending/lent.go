@@ -35,7 +35,6 @@ type lent struct {
 	head  http1.Request
 	id    []byte // of the request
 	out   []byte
-	habit habit
 	patience
 }
 
@@ -105,9 +104,6 @@ func (l *lent) more(size int) (Outcome, bool) {
 		l.buf = l.buf[:cap(l.buf)]
 	}
 	l.conn.MustRead(l.c.terms.Idle)
-	if l.n == 0 {
-		l.busyPoll()
-	}
 	err := l.raw.Read(l.read)
 	if err == nil {
 		err = l.err
@@ -135,7 +131,6 @@ func (l *lent) tryRead(fd uintptr) bool {
 			if l.n == 0 {
 				l.began = time.Now()
 				l.slot.since.Store(l.began.UnixNano())
-				l.habit.asked(l.began, l.c.b.poller.limit)
 			}
 			l.n += n
 			return true

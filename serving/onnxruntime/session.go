@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 	"unsafe"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -71,8 +70,9 @@ var elementTypes = map[serving.Datatype]uintptr{
 
 // open loads the model on one execution provider.
 func (l *Library) open(path, provider string, options Options) (*Model, error) {
-	begin := time.Now()
-	session, err := l.session(path, provider, options)
+	var session handle
+	var err error
+	loading := threadWork(func() { session, err = l.session(path, provider, options) })
 	if atelier.CodeOf(err) == atelier.Unsupported {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (l *Library) open(path, provider string, options Options) (*Model, error) {
 	}
 	m := &Model{
 		lib: l, path: path, options: options, session: session, provider: provider,
-		crew: newCrew(provider, options, time.Since(begin)),
+		crew: newCrew(provider, options, loading),
 	}
 	if err := m.describe(); err != nil {
 		l.release(fnReleaseSession, m.session)

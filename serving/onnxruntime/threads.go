@@ -17,7 +17,7 @@ import (
 const (
 	quick     = time.Millisecond       // less keeps to one thread
 	slow      = 4 * quick              // more is shared again, and stays so
-	unnoticed = 500 * time.Millisecond // for loading the model anew
+	unnoticed = 500 * time.Millisecond // of processor time, for loading the model anew
 )
 
 // An inference is judged by a few in a row: the first of a session is always slow,
@@ -38,8 +38,8 @@ type crew struct {
 	changing sync.WaitGroup
 }
 
-// newCrew returns the crew of a model that took so long to load, nil where no
-// change will come.
+// newCrew returns the crew of a model that took so much processor time to load, nil
+// where no change will come. How long it took besides says how busy the machine is.
 func newCrew(provider string, options Options, loading time.Duration) *crew {
 	if provider != atelier.ProviderCPU || options.Threads != 0 || options.Processors == 1 || runtime.NumCPU() == 1 || loading > unnoticed {
 		return nil
@@ -91,6 +91,15 @@ func (c *crew) changed(threads int, err error) {
 	c.changing.Done()
 }
 
+// threadWork calls f and returns the processor time that the calling thread took for it.
+func threadWork(f func()) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadTime()
+	f()
+	return threadTime() - before
+}
+
 // threadTime is the processor time that the calling thread has taken.
 func threadTime() time.Duration {
 	var t unix.Timespec
@@ -100,11 +109,8 @@ func threadTime() time.Duration {
 
 // measured calls infer and sees to it that the model has the threads that suit it.
 func (m *Model) measured(infer func() error) {
-	runtime.LockOSThread()
-	before := threadTime()
-	err := infer()
-	work := threadTime() - before
-	runtime.UnlockOSThread()
+	var err error
+	work := threadWork(func() { err = infer() })
 	if err != nil {
 		return // its time tells nothing
 	}
