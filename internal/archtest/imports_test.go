@@ -28,6 +28,7 @@ var layers = []layer{
 	{"internal/durable", []string{""}, "files know nothing of what is in them"},
 	{"internal/patient", []string{""}, "whoever serves transfers over HTTP shares it"},
 	{"internal/wire", []string{""}, "both sides of the wire import it"},
+	{"internal/spool", []string{"", "internal/durable", "internal/wire"}, "whoever keeps batches for the hub shares it"},
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
 	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
@@ -73,7 +74,7 @@ var layers = []layer{
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},
 
-	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "internal/collect", "targets", "agent"}, "an agent is small, and never contains the hub"},
+	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "internal/collect", "internal/spool", "targets", "agent"}, "an agent is small, and never contains the hub"},
 
 	{"cmd/atelier", []string{"", "hub/client"}, "the command line is a client of the REST API and nothing else"},
 	{"cmd/atelier-builder", []string{"", "hub/client", "packaging"}, "the builder is a client of the REST API that builds"},
