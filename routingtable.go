@@ -6,6 +6,7 @@ import "encoding/json"
 // router only reads it; a newer one replaces an older one at once.
 type RoutingTable struct {
 	Device  string         `json:"device"` // the device's id
+	Listen  string         `json:"listen"` // the address of the modules\' MQTT
 	Modules []RoutedModule `json:"modules"`
 	Routes  []MessageRoute `json:"routes"`
 	Queue   int64          `json:"queue_bytes"` // disk that one queue may take
@@ -19,6 +20,7 @@ type RoutedModule struct {
 	// Socket is the path on which the module's model server answers HTTP, "" where there
 	// is none that is ready: the inputs score, infer and invocations lead to it.
 	Socket string       `json:"socket,omitempty"`
+	Model  string       `json:"model,omitempty"` // its name
 	Twin   *DesiredTwin `json:"twin,omitempty"`
 }
 

@@ -395,3 +395,6 @@ func (s *Spool) acknowledged() ack {
 	defer s.mu.Unlock()
 	return ack{s.stream, s.acked}
 }
+
+// Acknowledged returns how far the present stream was acknowledged.
+func (s *Spool) Acknowledged() uint64 { return s.acknowledged().through }
