@@ -46,6 +46,7 @@ var layers = []layer{
 	{"bench", []string{"internal/boot", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
+	{"routing", []string{"", "internal/durable", "internal/spool", "internal/wire"}, "messages of modules are carried without agent and hub"},
 	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
@@ -81,6 +82,7 @@ var layers = []layer{
 	{"cmd/atelier-hub", []string{"", "internal", "hub"}, "the hub knows a target kind as a name only"},
 	{"cmd/atelier-agent", []string{"", "internal", "agent", "targets"}, "the agent is the control side of a device"},
 	{"cmd/atelier-gateway", []string{"", "internal", "serving"}, "the gateway is the data side of a device"},
+	{"cmd/atelier-router", []string{"", "internal", "routing"}, "the router carries messages and knows no hub"},
 	{"cmd/atelier-serve", []string{"", "internal", "serving"}, "the model server knows no hub, agent or MQTT"},
 	{"cmd/atelier-shim", []string{"", "internal", "targets"}, "the shim holds one process and stays tiny"},
 }
@@ -105,7 +107,8 @@ var bans = []ban{
 	{within: "cmd/atelier-hub", imports: module + "/serving", deep: true, why: "the hub serves no models"},
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: []string{"agent/link"}, why: "agent/link is the one importer of MQTT on a device"},
 	{within: "hub", imports: "github.com/eclipse/paho.mqtt.golang", why: "internal/broker is the one importer of MQTT in the hub"},
-	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics"}, why: "they are the two importers of the broker's library, on the hub and on devices"},
+	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics", "routing/mqtt"}, why: "they are the importers of the broker's library, on the hub and on devices"},
+	{within: "cmd/atelier-router", imports: "github.com/eclipse/paho.mqtt.golang", deep: true, why: "what goes to the hub goes through the agent's link"},
 	{within: "cmd/atelier-agent", imports: "google.golang.org/grpc", deep: true, why: "the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "go.opentelemetry.io/proto", deep: true, why: "the generated OTLP types cost 2 to 6 MB; internal/otlp encodes by hand"},
 	{within: "cmd/atelier-agent", imports: "github.com/prometheus", deep: true, why: "the agent stays under 10 MB"},
