@@ -70,6 +70,7 @@ var layers = []layer{
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/collect", []string{"", "internal/durable", "internal/content", "internal/wire", "internal/collect", "hub/store", "hub/catalog", "hub/access"}, "collected data need neither registry nor fleet"},
+	{"hub/messages", []string{"", "internal/durable", "internal/spool", "internal/wire", "hub/store", "hub/catalog"}, "messages of modules need neither registry nor fleet"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
 	{"hub/fleet", []string{"", "internal", "hub/store", "hub/catalog", "hub/access", "hub/authority", "hub/vault"}, "the fleet reads the catalog, not the registry's or the REST API's inside"},
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
