@@ -30,7 +30,7 @@ func (f *Fleet) Twin(ctx context.Context, workspace, deployment, device string) 
 }
 
 // UpdateTwin merges a patch into the desired properties of a deployment's modules, or of
-// the one on a device; a revision of 0 whatever is there, and Stale where another is there.
+// the one on a device; a revision below 0 whatever is there, 0 where nothing is there, and Stale where another is there.
 func (f *Fleet) UpdateTwin(ctx context.Context, workspace, deployment, device string, revision int64, patch json.RawMessage) (t atelier.Twin, now int64, err error) {
 	err = f.store.Update(ctx, access.By(ctx), func(tx store.Tx) error {
 		dep, dev, err := twinOf(tx, workspace, deployment, device)
@@ -46,7 +46,7 @@ func (f *Fleet) UpdateTwin(ctx context.Context, workspace, deployment, device st
 		if err != nil && !fresh {
 			return err
 		}
-		if revision != 0 && stored.Revision != revision {
+		if revision >= 0 && stored.Revision != revision {
 			return atelier.Errorf(atelier.Stale, "the twin has changed: it is at revision %d, not %d", stored.Revision, revision).
 				WithRemedy("Read it again, and repeat the change on what it is now.")
 		}

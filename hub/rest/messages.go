@@ -67,14 +67,17 @@ func (s *server) registerMessages(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
+		revision-- // see twinAnswer; -1 for any
 		t, now, err := s.fleet.UpdateTwin(ctx, workspaceOf(ctx), in.Deployment, in.Device, revision, in.Body)
 		return twinAnswer(t, now, err)
 	})
 }
 
+// twinAnswer answers a twin. Its ETag is one more than its revision, which is 0 while nobody
+// has set anything.
 func twinAnswer(t atelier.Twin, revision int64, err error) (*resource[atelier.Twin], error) {
 	if err != nil {
 		return nil, err
 	}
-	return &resource[atelier.Twin]{ETag: etag(revision), Body: t}, nil
+	return &resource[atelier.Twin]{ETag: etag(revision + 1), Body: t}, nil
 }
