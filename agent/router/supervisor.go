@@ -80,9 +80,9 @@ func New(opts Options) *Supervisor {
 }
 
 // Wake tells that what Table returns may have changed.
-func (s *Supervisor) Wake() { signal(s.wake) }
+func (s *Supervisor) Wake() { nudge(s.wake) }
 
-func signal(c chan struct{}) {
+func nudge(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -95,7 +95,7 @@ func (s *Supervisor) Connected(stored map[string]uint64) {
 	s.mu.Lock()
 	s.stored, s.connected = stored, stored != nil
 	s.mu.Unlock()
-	signal(s.carry)
+	nudge(s.carry)
 }
 
 // Disconnected tells that the connection is gone.
@@ -103,7 +103,7 @@ func (s *Supervisor) Disconnected() {
 	s.mu.Lock()
 	s.connected = false
 	s.mu.Unlock()
-	signal(s.carry)
+	nudge(s.carry)
 }
 
 // Acked tells that the hub has stored everything of a stream through a number. Other
@@ -232,7 +232,7 @@ func (s *Supervisor) found(status *atelier.RouterStatus, err error) {
 	s.lost = lost
 	s.mu.Unlock()
 	if anew {
-		signal(s.carry)
+		nudge(s.carry)
 	}
 	if !same {
 		if !next.True() {

@@ -30,6 +30,12 @@ const (
 // last that was looked at where there may be more, "" otherwise. Those that are older than what
 // is kept are not shown. The error is Invalid for an After that List did not give.
 func (s *Store) List(dev atelier.Device, f Filter) (page []atelier.ModuleMessage, next string, err error) {
+	of, sequence, index := "", uint64(0), -1
+	if f.After != "" {
+		if of, sequence, index, err = parseID(f.After); err != nil {
+			return nil, "", err
+		}
+	}
 	d := s.device(dev.ID)
 	defer d.mu.Unlock()
 	sp, err := s.files(dev.ID, d, false)
@@ -37,15 +43,8 @@ func (s *Store) List(dev atelier.Device, f Filter) (page []atelier.ModuleMessage
 		return nil, "", err
 	}
 	stream := sp.Stats().Stream
-	sequence, index := uint64(0), -1
-	if f.After != "" {
-		of, at, i, err := parseID(f.After)
-		if err != nil {
-			return nil, "", err
-		}
-		if of == stream { // otherwise all of what is there came after it
-			sequence, index = at, i
-		}
+	if of != stream { // all of what is there came after it
+		sequence, index = 0, -1
 	}
 	after := sequence
 	if index >= 0 && after > 0 {
