@@ -14,7 +14,7 @@ import (
 
 func (a *app) messageCommand() *cobra.Command {
 	var f client.MessageFilter
-	var last int
+	var last, tailLast int
 	list := &cobra.Command{
 		Use: "list DEVICE", Short: "List what modules of a device said into the workspace", Aliases: []string{"ls"}, Args: exactly(1),
 		Long: `List what modules of a device said into the workspace, in the order in which it came. Routes that end INTO upstream bring it there.`,
@@ -40,9 +40,9 @@ func (a *app) messageCommand() *cobra.Command {
 		Use: "tail DEVICE", Short: "Follow what modules of a device say into the workspace", Args: exactly(1),
 		Long:    `Follow what modules of a device say into the workspace: the last messages, then each as it comes, one a line, until interrupted.`,
 		Example: `  atelier message tail press-4 --module counter`,
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.tail(cmd.Context(), args[0], f, last) },
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.tail(cmd.Context(), args[0], f, tailLast) },
 	}
-	tail.Flags().IntVar(&last, "last", 10, "begin with the last `N`")
+	tail.Flags().IntVar(&tailLast, "last", 10, "begin with the last `N`")
 	for _, cmd := range []*cobra.Command{list, tail} {
 		cmd.Flags().StringVar(&f.Module, "module", "", "only those of this module")
 		cmd.Flags().StringVar(&f.Output, "output-name", "", "only those of this output of a module")
