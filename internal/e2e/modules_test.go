@@ -203,10 +203,15 @@ func TestModulesTalk(t *testing.T) {
 	eventually(t, patience, func() error {
 		var twin struct {
 			Version  int
-			Reported *struct{ Properties json.RawMessage }
+			Reported struct {
+				Properties struct {
+					Interval int
+					Counted  struct{ Ones int }
+				}
+			}
 		}
 		k.asked(&twin, "twin", "show", "press/counter")
-		if twin.Version != 2 || twin.Reported == nil || string(twin.Reported.Properties) != `{"counted":{"ones":3},"interval":6}` {
+		if p := twin.Reported.Properties; twin.Version != 2 || p.Interval != 6 || p.Counted.Ones != 3 {
 			return fmt.Errorf("the twin is %+v", twin)
 		}
 		return nil
