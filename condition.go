@@ -74,5 +74,6 @@ const (
 	ConditionClock        = "Clock"        // the device's clock agrees with the hub's
 	ConditionGateway      = "Gateway"      // the gateway answers and has its address
 	ConditionTelemetry    = "Telemetry"    // what the device measures is kept until the hub has it
+	ConditionMessages     = "Messages"     // messages of modules are carried as routes say, and none is given up
 	ConditionConfigured   = "Configured"   // the agent's configuration file is the one in force
 )

@@ -21,6 +21,9 @@ type Deployment struct {
 	Rollout string `json:"rollout"`
 	// Collect says which requests are recorded; nil where none ever were.
 	Collect *Collection `json:"collect,omitempty"`
+	// Routes lead messages between the modules of a device and into the workspace. They may
+	// name modules of other deployments.
+	Routes []MessageRoute `json:"routes,omitempty"`
 	// Staged is the version that devices prefetch, nil where they shall prefetch
 	// none. Where nothing was ever to run beside it, Version is 0, and VersionID and
 	// Rollout are empty.

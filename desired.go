@@ -92,6 +92,11 @@ type Module struct {
 	// Collect says which requests are recorded. It may change without a new rollout. Sent
 	// to agents that have FeatureCollect.
 	Collect *Collection `json:"collect,omitempty"`
+	// Routes lead messages of this or of other modules; Twin are the module's desired
+	// properties. Both may change without a new rollout. Sent to agents that have
+	// FeatureMessages.
+	Routes []MessageRoute `json:"routes,omitempty"`
+	Twin   *DesiredTwin   `json:"twin,omitempty"`
 }
 
 // ModuleModel is the model version and the variant of it that the device runs.

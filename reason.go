@@ -45,6 +45,8 @@ const (
 	ReasonAgentDown          Reason = "AgentDown"
 	ReasonTelemetryLost      Reason = "TelemetryLost"
 	ReasonGatewayDown        Reason = "GatewayDown"
+	ReasonRouterDown         Reason = "RouterDown"
+	ReasonMessagesLost       Reason = "MessagesLost"
 	ReasonConfigInvalid      Reason = "ConfigInvalid"
 	ReasonStateTooLarge      Reason = "StateTooLarge"
 	ReasonMisbehaves         Reason = "Misbehaves"
@@ -107,6 +109,8 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonAgentDown:          {"No agent runs on the device; its modules go on without one.", "Start it with 'systemctl start atelier-agent', or 'atelier-agent run'."},
 	ReasonTelemetryLost:      {"Measurements of the device are given up before the hub has them: its spool or its disk is full.", "Let the device reach the hub, free disk space on it, or raise telemetry.spool_bytes in the agent's configuration."},
 	ReasonGatewayDown:        {"The gateway does not answer the agent.", "Read the log of atelier-gateway on the device."},
+	ReasonRouterDown:         {"The router, which carries messages between modules and into the workspace, does not answer the agent.", "Read the log of atelier-router on the device, router/router.log below its state directory."},
+	ReasonMessagesLost:       {"Messages of modules are given up before they are taken: the queue on their way or the disk is full.", "Let the module that takes them run, or the device reach the hub; free disk space on it, or raise modules.queue_bytes in the agent's configuration."},
 	ReasonStateTooLarge:      {"The device's desired state would not fit one message with this deployment in it.", "Select fewer deployments for the device, or register the model with fewer files."},
 	ReasonConfigInvalid:      {"The agent's configuration file has an error; the agent keeps the settings that it had.", "Correct the file; the agent reads it again by itself."},
 	ReasonMisbehaves:         {"The device sends much that a sound agent would not: foreign topics, malformed or forged messages, or far too many.", "Look at what runs on the device; 'atelier device revoke' cuts it off."},

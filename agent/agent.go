@@ -27,6 +27,7 @@ import (
 	"github.com/atelier-edge/atelier/agent/gateway"
 	"github.com/atelier-edge/atelier/agent/link"
 	"github.com/atelier-edge/atelier/agent/report"
+	"github.com/atelier-edge/atelier/agent/router"
 	"github.com/atelier-edge/atelier/agent/runner"
 	"github.com/atelier-edge/atelier/agent/session"
 	"github.com/atelier-edge/atelier/agent/state"
@@ -63,6 +64,7 @@ type agent struct {
 	targets  []targets.Target
 
 	gateway   *gateway.Supervisor
+	router    *router.Supervisor
 	fetcher   *fetch.Fetcher
 	receiver  *transfer.Receiver
 	sender    *transfer.Sender
@@ -175,6 +177,7 @@ func (a *agent) openLocal() {
 		Changed:   a.changed,
 		Times:     gateway.DefaultTimes, Log: a.log.With("part", "gateway"),
 	})
+	a.router = a.newRouter()
 	a.receiver = transfer.NewReceiver(a.content, a.sendContent, transfer.ReceiverOptions{
 		MaxFrame: wire.MaxPacket, Reserve: a.config.Disk.ReserveBytes, Log: a.log.With("part", "content"),
 	})
@@ -198,7 +201,7 @@ func (a *agent) openLocal() {
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
 		Open:    func(d digest) (runner.Blob, error) { return a.content.Open(d) },
 		Gateway: a.gateway.Client(), Ready: gateway.Ready,
-		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs,
+		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs, Env: a.moduleEnv,
 		Changed: a.changed, Progressed: a.progressed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})
 	a.bundles = bundles.New(bundles.Options{
@@ -236,6 +239,7 @@ func (a *agent) run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { a.gateway.Run(ctx) })
 	parts.Go(func() { a.runner.Run(ctx) })
+	parts.Go(func() { a.router.Run(ctx) })
 	parts.Go(func() { a.reporter.Run(ctx) })
 	parts.Go(func() { a.session.Run(ctx) })
 	if !alone {
@@ -358,6 +362,7 @@ func (a *agent) upkeep(ctx context.Context) {
 func (a *agent) changed() {
 	a.reporter.Changed()
 	a.collector.Wake()
+	a.router.Wake()
 }
 
 // progressed tells that a fetch is further than before.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/atelier-edge/atelier/agent/config"
 	"github.com/atelier-edge/atelier/agent/gateway"
+	"github.com/atelier-edge/atelier/agent/router"
 	"github.com/atelier-edge/atelier/targets"
 )
 
@@ -29,7 +30,7 @@ func Down(ctx context.Context, paths config.Paths, kinds func(Places) ([]targets
 	if err != nil {
 		return err
 	}
-	failed := gateway.Stop(ctx, gateway.NewClient(gateway.Socket(p.Run)))
+	failed := errors.Join(gateway.Stop(ctx, gateway.NewClient(gateway.Socket(p.Run))), router.Stop(ctx, router.NewClient(router.Socket(p.Run))))
 	for _, t := range list {
 		instances, err := t.List(ctx)
 		failed = errors.Join(failed, err)

@@ -170,6 +170,7 @@ func (a *agent) Welcomed(id string, w wire.Welcome) {
 	if err := a.collector.Connected(w.Data); err != nil {
 		a.log.Warn("cannot note what collected records the hub has", "error", err)
 	}
+	a.router.Connected(w.Messages)
 }
 
 // Lost implements session.Events.
@@ -180,6 +181,7 @@ func (a *agent) Lost() {
 	a.reporter.End()
 	a.telemetry.Disconnected()
 	a.collector.Disconnected()
+	a.router.Disconnected()
 }
 
 // Desired implements session.Events.
@@ -200,6 +202,7 @@ func (a *agent) Acked(ack wire.Ack) {
 	if err := a.collector.Acked(ack.Stream, ack.Through); err != nil {
 		a.log.Warn("cannot note what collected records the hub has", "error", err)
 	}
+	a.router.Acked(ack.Stream, ack.Through)
 }
 
 // Revoked implements session.Events: the device stops connecting, and keeps its

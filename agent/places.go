@@ -40,6 +40,8 @@ func (p Places) content() string      { return filepath.Join(p.State, "content")
 func (p Places) modules() string      { return filepath.Join(p.State, "modules") }
 func (p Places) environments() string { return filepath.Join(p.State, "environments") }
 func (p Places) gateway() string      { return filepath.Join(p.State, "gateway") }
+func (p Places) router() string       { return filepath.Join(p.State, "router") }
+func (p Places) passwords() string    { return filepath.Join(p.State, "passwords") }
 func (p Places) spool() string        { return filepath.Join(p.State, "spool") }
 func (p Places) collected() string    { return filepath.Join(p.State, "collected") }
 func (p Places) data() string         { return filepath.Join(p.State, "data") }

@@ -36,6 +36,7 @@ type Status struct {
 	Modules       []atelier.ModuleStatus `json:"modules"`
 	Conditions    []atelier.Condition    `json:"conditions"`
 	Bundles       []bundles.Outcome      `json:"bundles,omitempty"` // the last ones since the agent started
+	Router        *atelier.RouterStatus  `json:"router,omitempty"`
 }
 
 // snapshot is the device's reported state.
@@ -87,7 +88,11 @@ func (a *agent) conditions(modules []atelier.ModuleStatus) []atelier.Condition {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.inSync = sync.Following(a.inSync, time.Now())
-	return []atelier.Condition{a.inSync, a.store.Durable(), a.renewer.Condition(), a.identity.ClockCondition(), a.gateway.Condition(), a.telemetry.Condition(), a.configured}
+	all := []atelier.Condition{a.inSync, a.store.Durable(), a.renewer.Condition(), a.identity.ClockCondition(), a.gateway.Condition(), a.telemetry.Condition(), a.configured}
+	if messages, any := a.router.Condition(); any {
+		all = append(all, messages)
+	}
+	return all
 }
 
 // inSync says whether modules are what is desired.
@@ -156,7 +161,7 @@ func (a *agent) status() Status {
 	modules := a.gateway.WithShadows(a.runner.Status())
 	s := offline(a.identity)
 	s.Running, s.Version, s.Position, s.Gateway = true, a.opts.Version, a.store.Position(), a.gateway.Address()
-	s.Bundles = a.bundles.Outcomes()
+	s.Bundles, s.Router = a.bundles.Outcomes(), a.router.Status()
 	reported := a.conditions(modules)
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -43,6 +43,7 @@ type Config struct {
 	Log       Log       `toml:"log"`
 	Telemetry Telemetry `toml:"telemetry"`
 	Gateway   Gateway   `toml:"gateway"`
+	Modules   Modules   `toml:"modules"`
 	Disk      Disk      `toml:"disk"`
 	Bundles   Bundles   `toml:"bundles"`
 	Paths     Paths     `toml:"paths"`
@@ -63,6 +64,12 @@ type Telemetry struct {
 // Gateway says where the device's endpoints answer.
 type Gateway struct {
 	Listen string `toml:"listen"` // HOST:PORT
+}
+
+// Modules says where modules talk to each other, and how much may wait on disk.
+type Modules struct {
+	Listen     string `toml:"listen"`      // HOST:PORT for MQTT
+	QueueBytes int64  `toml:"queue_bytes"` // of messages on one way, from a module to where it leads
 }
 
 // Disk bounds what the agent uses of the device's disk.
@@ -117,6 +124,7 @@ func Default() Config {
 		Log:       Log{Level: "info"},
 		Telemetry: Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
 		Gateway:   Gateway{Listen: "127.0.0.1:8600"},
+		Modules:   Modules{Listen: "127.0.0.1:8601", QueueBytes: 16 << 20},
 		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute), KeepPrevious: true},
 		Bundles:   Bundles{KeepImported: true},
 		Paths:     Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
@@ -169,6 +177,12 @@ func (c *Config) check() error {
 	}
 	if _, _, err := net.SplitHostPort(c.Gateway.Listen); err != nil {
 		return wrong("gateway.listen", "is %q, expected HOST:PORT such as 127.0.0.1:8600", c.Gateway.Listen)
+	}
+	if host, port, err := net.SplitHostPort(c.Modules.Listen); err != nil || host == "" || port == "" || port == "0" {
+		return wrong("modules.listen", "is %q, expected HOST:PORT such as 127.0.0.1:8601", c.Modules.Listen)
+	}
+	if n := c.Modules.QueueBytes; n < 1<<20 {
+		return wrong("modules.queue_bytes", "is %d, expected at least 1048576", n)
 	}
 	if c.Disk.ReserveBytes < 0 || c.Disk.BallastBytes < 0 {
 		return wrong("disk", "holds a negative size")

@@ -78,6 +78,8 @@ type Options struct {
 	// Modules is the directory for modules' files, Environments the one for environments
 	// that are unpacked, Run the one for sockets, Programs the one of atelier-serve.
 	Modules, Environments, Run, Programs string
+	// Env returns further environment variables of a module, "NAME=value"; nil for none.
+	Env func(m *atelier.Module) []string
 	// Changed is called whenever Status may have changed. It must not block.
 	Changed func()
 	// Progressed is called instead where only how far a fetch is has changed.

@@ -155,8 +155,12 @@ func (i *instance) spec() targets.Spec {
 		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 	}
 	command = append(command, servingFlags(m.Serving)...)
+	var env []string
+	if i.runner.opts.Env != nil {
+		env = i.runner.opts.Env(m)
+	}
 	return targets.Spec{
-		ID:      i.id,
+		ID: i.id, Env: env,
 		Command: append(command, "--listen", "unix:"+socket),
 		Dir:     dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
 	}

@@ -163,6 +163,9 @@ func checkModule(m *atelier.Module) error {
 	if err := atelier.CheckName("endpoint", m.Endpoint.Name); err != nil {
 		return err
 	}
+	if err := checkMessages(m); err != nil {
+		return err
+	}
 	if m.Limits.Memory < 0 || m.Limits.CPUs < 0 {
 		return atelier.Errorf(atelier.Invalid, "a limit is negative")
 	}
@@ -175,6 +178,23 @@ func checkModule(m *atelier.Module) error {
 		}
 	}
 	return nil
+}
+
+// checkMessages checks what a module says of routes and its twin.
+func checkMessages(m *atelier.Module) error {
+	if len(m.Routes) > atelier.MaxMessageRoutes {
+		return atelier.Errorf(atelier.TooLarge, "it has %d routes, at most %d are allowed", len(m.Routes), atelier.MaxMessageRoutes)
+	}
+	for _, r := range m.Routes {
+		if _, err := r.Normal(); err != nil {
+			return err
+		}
+	}
+	if m.Twin == nil {
+		return nil
+	}
+	_, err := atelier.MergePatch(nil, m.Twin.Properties)
+	return err
 }
 
 func checkFiles(files []atelier.File, entry string) error {

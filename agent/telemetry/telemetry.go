@@ -48,6 +48,7 @@ type Options struct {
 // Telemetry is a device's telemetry. Its methods are safe for concurrent use.
 type Telemetry struct {
 	*Sender
+	spool     *Spool
 	opts      Options
 	interval  atomic.Int64
 	retune    chan struct{}
@@ -74,7 +75,7 @@ func Open(opts Options) (*Telemetry, error) {
 		return nil, err
 	}
 	t := &Telemetry{
-		Sender: NewSender(spool, opts.Link, opts.Clock, opts.Log), opts: opts, retune: make(chan struct{}, 1),
+		spool: spool, Sender: NewSender(spool, opts.Link, opts.Clock, opts.Log), opts: opts, retune: make(chan struct{}, 1),
 		started: uint64(opts.Clock().Wall.UnixNano()), host: hostSampler{dir: opts.StateDir},
 		endpoints: newEndpointCounters(opts.FS, opts.Dir, opts.Log),
 	}

@@ -21,6 +21,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/collect"
+	"github.com/atelier-edge/atelier/hub/messages"
 )
 
 // version is set by the build.
@@ -119,6 +120,8 @@ type config struct {
 	differences                                  int64 // bytes on disk
 	keepData, dataBlock                          time.Duration
 	dataLimit                                    int64 // bytes in a workspace
+	keepMessages                                 time.Duration
+	messageLimit                                 int64 // bytes of a device
 	debug                                        bool
 
 	out io.Writer
@@ -154,6 +157,8 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
 	flags.Int64Var(&c.differences, "differences-bytes", 4<<30, "how many `bytes` of disk the differences take at most that bring versions to devices which have earlier ones; 0 makes none")
 	flags.DurationVar(&c.keepData, "keep-data", collect.DefaultKeep, "how long the data files of recorded requests are kept")
+	flags.DurationVar(&c.keepMessages, "keep-messages", messages.DefaultKeep, "how long messages of modules are kept")
+	flags.Int64Var(&c.messageLimit, "message-bytes", messages.DefaultLimit, "how many `bytes` of messages of a device's modules are kept at most; beyond them the oldest go")
 	flags.Int64Var(&c.dataLimit, "data-bytes", collect.DefaultLimit, "how many `bytes` of data files a workspace has at most; beyond them the oldest go")
 	flags.DurationVar(&c.dataBlock, "data-block", collect.DefaultBlock, "how long recorded requests wait for others before they become a data file")
 	flags.BoolVar(&c.debug, "debug", false, "log more")
@@ -176,10 +181,13 @@ func (c *config) check() error {
 		return atelier.Errorf(atelier.Invalid, "--mqtt-broker %q does not begin with ssl:// or wss://", c.broker).
 			WithRemedy("Devices prove who they are by certificate, so the broker must speak TLS.")
 	}
-	for name, d := range map[string]time.Duration{"keep-events": c.keepEvents, "keep-audit": c.keepAudit, "keep-content": c.keepContent, "keep-data": c.keepData, "data-block": c.dataBlock} {
+	for name, d := range map[string]time.Duration{"keep-events": c.keepEvents, "keep-audit": c.keepAudit, "keep-content": c.keepContent, "keep-data": c.keepData, "keep-messages": c.keepMessages, "data-block": c.dataBlock} {
 		if d < time.Second {
 			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
 		}
+	}
+	if c.messageLimit < messages.MinLimit {
+		return atelier.Errorf(atelier.Invalid, "--message-bytes is %d, at least %d was expected", c.messageLimit, messages.MinLimit)
 	}
 	if c.dataLimit < 1 {
 		return atelier.Errorf(atelier.Invalid, "--data-bytes %d is not positive", c.dataLimit)

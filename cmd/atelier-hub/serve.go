@@ -28,6 +28,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
+	"github.com/atelier-edge/atelier/hub/messages"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/rest"
 	"github.com/atelier-edge/atelier/hub/store"
@@ -149,6 +150,7 @@ type hub struct {
 	store       store.Store
 	telemetry   *telemetry.Store
 	data        *collect.Store
+	messages    *messages.Store
 	registry    *registry.Registry
 	images      *images.Registry
 	fleet       *fleet.Fleet
@@ -200,6 +202,12 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	if err != nil {
 		return nil, errors.Join(err, h.telemetry.Close())
 	}
+	h.messages, err = messages.Open(messages.Config{
+		Store: b.store, Dir: filepath.Join(c.data, "messages"), Keep: c.keepMessages, Limit: c.messageLimit, Log: part(c.log, "messages"),
+	})
+	if err != nil {
+		return nil, errors.Join(err, h.telemetry.Close(), h.data.Close())
+	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
 	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
 	var differences fleet.Differences
@@ -214,7 +222,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	}
 	h.fleet = fleet.New(fleet.Config{
 		Store: b.store, Access: b.access, Authority: b.authority, Vault: secrets, Content: contents, Bus: bus,
-		Admit: devices.Admit, Telemetry: h.telemetry, Data: h.data, Uploads: filepath.Join(c.data, "uploads"),
+		Admit: devices.Admit, Telemetry: h.telemetry, Data: h.data, Messages: h.messages, Uploads: filepath.Join(c.data, "uploads"),
 		Differences: differences,
 		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
@@ -222,7 +230,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
-		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data,
+		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data, Messages: h.messages,
 		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
@@ -284,6 +292,7 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 		keep("differences", h.differences.Run)
 	}
 	keep("data", func(ctx context.Context) error { h.data.Run(ctx); return nil })
+	keep("messages", func(ctx context.Context) error { h.messages.Run(ctx); return nil })
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
 	keep("images", func(ctx context.Context) error { h.images.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
@@ -340,5 +349,5 @@ func (h *hub) serveWeb(ctx context.Context, c config, listener net.Listener) err
 }
 
 func (h *hub) close() error {
-	return errors.Join(h.telemetry.Close(), h.data.Close())
+	return errors.Join(h.telemetry.Close(), h.data.Close(), h.messages.Close())
 }

@@ -24,6 +24,7 @@ type deployFlags struct {
 	timeout                            time.Duration
 	collect                            collectFlags
 	serving                            servingFlags
+	routing                            routeFlags
 	trialFlags
 }
 
@@ -54,7 +55,10 @@ headers, as devices count what they receive; MQTT, TLS and the desired state add
 that the deploy would use, and --timeout bounds how long the plan waits for them.
 
 With --collect a part of the requests, 0 to 1, is recorded with inputs and outputs, and comes into the workspace as Parquet; see
-'atelier data'. --collect 0 ends that. No module is restarted for it. Values named by --collect-mask are left out on the device.`,
+'atelier data'. --collect 0 ends that. No module is restarted for it. Values named by --collect-mask are left out on the device.
+
+With --route messages go from a module's output to another module's input on the same device, or into the workspace ('INTO upstream'; see
+'atelier message'). Those that cannot be taken wait on the device's disk for --ttl. No module is restarted for it.`,
 		Example: `  atelier deploy digits:1 --to site=hall-2
   atelier deploy digits:2                      # the same devices get version 2; no request is dropped
   atelier deploy digits:3 --prefetch           # they fetch version 3, and go on with 2
@@ -64,6 +68,7 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
   atelier deploy digits --max-batch 16 --max-delay 2ms
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
   atelier deploy digits --collect 0.05 --collect-mask inputs.name --collect-budget 100MB --collect-rate 1MB
+  atelier deploy counter --route 'FROM /modules/camera/outputs/frames INTO /modules/counter/inputs/frames' --route 'FROM /modules/counter/outputs/* INTO upstream'
   atelier deploy silero --device press-4 --name speech`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -87,6 +92,7 @@ With --collect a part of the requests, 0 to 1, is recorded with inputs and outpu
 	f.register(cmd)
 	flags.BoolVar(&f.plan, "plan", false, "say what would come to which device, and change nothing")
 	f.collect.register(flags)
+	f.routing.register(flags)
 	flags.BoolVar(&f.noWait, "no-wait", false, "return as soon as the hub has it")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long to wait")
 	return cmd
@@ -115,6 +121,9 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 		return err
 	}
 	if spec.Selector, err = selector(ctx, cl, ws, f); err != nil {
+		return err
+	}
+	if spec.Routes, err = f.routing.change(); err != nil {
 		return err
 	}
 	if f.memory != "" {
@@ -394,6 +403,7 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 	if d.Collect != nil {
 		about = append(about, []string{"Collected:", collected(d.Collect)})
 	}
+	about = append(about, routeLines(d.Routes)...)
 	if d.Limits.Memory > 0 {
 		about = append(about, []string{"Memory:", atelier.FormatBytes(d.Limits.Memory)})
 	}

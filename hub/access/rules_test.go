@@ -64,11 +64,11 @@ func TestEveryVerbIsDocumented(t *testing.T) {
 var (
 	readVerbs = set(`workspace.list workspace.show blob.show blob.download model.list model.show model.download
 		environment.list environment.show image.list image.show image.download runtime.list runtime.show token.list join-token.list device.list device.show deployment.list deployment.show
-		endpoint.list endpoint.show data.list telemetry.query event.watch audit.show hub.show`)
-	deviceVerbs    = set(`device.connect device.renew state.report content.pull content.push telemetry.write data.write`)
+		endpoint.list endpoint.show data.list message.list twin.show telemetry.query event.watch audit.show hub.show`)
+	deviceVerbs    = set(`device.connect device.renew state.report content.pull content.push telemetry.write data.write message.write`)
 	builderVerbs   = set(`hub.show workspace.list environment.list environment.show environment.build environment.hold blob.upload blob.show`)
 	sharedVerbs    = set(`hub.show workspace.list runtime.list runtime.show`)
-	unauditedVerbs = set(`state.report content.pull content.push telemetry.write data.write environment.hold image.upload`)
+	unauditedVerbs = set(`state.report content.pull content.push telemetry.write data.write message.write environment.hold image.upload`)
 )
 
 func set(words string) map[access.Verb]bool {

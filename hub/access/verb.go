@@ -85,6 +85,11 @@ const (
 	DataFlush  Verb = "data.flush"  // make data files of the records that came until now
 	DataDelete Verb = "data.delete" // delete data files
 
+	MessageWrite Verb = "message.write" // deliver what modules of a device say
+	MessageList  Verb = "message.list"  // read what modules of a device said
+	TwinShow     Verb = "twin.show"     // read the desired and reported properties of a module
+	TwinUpdate   Verb = "twin.update"   // change the desired properties of a module
+
 	TelemetryWrite Verb = "telemetry.write" // deliver a device's telemetry
 	TelemetryQuery Verb = "telemetry.query" // query telemetry
 
@@ -109,7 +114,7 @@ func (v Verb) Reads() bool {
 // object. All of another kind of caller's business is closed to it.
 var ofDevice = map[Verb]bool{
 	DeviceConnect: true, DeviceRenew: true, StateReport: true,
-	ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true,
+	ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true, MessageWrite: true,
 }
 
 // ofBuilder are the verbs that it takes to find what is to be built, and to deliver it.
@@ -122,7 +127,7 @@ var ofBuilder = map[Verb]bool{
 // frequent are the verbs that a device does many times a minute, a builder as long as
 // it builds, and whoever pushes an image for each piece of each layer.
 var frequent = map[Verb]bool{
-	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true, EnvironmentHold: true, ImageUpload: true,
+	StateReport: true, ContentPull: true, ContentPush: true, TelemetryWrite: true, DataWrite: true, MessageWrite: true, EnvironmentHold: true, ImageUpload: true,
 }
 
 // shared are the verbs on the hub itself that a caller bound to one workspace

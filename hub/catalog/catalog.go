@@ -4,6 +4,7 @@
 package catalog
 
 import (
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -210,11 +211,32 @@ var (
 	DataStreams = store.Collection[DataStream]{
 		Kind: "data-stream", Meta: func(v *DataStream) *atelier.Meta { return &v.Meta }, Quiet: true,
 	}
+	// Twins have their deployment as parent, and "all" or the id of a device as name.
+	Twins = store.Collection[Twin]{
+		Kind: "twin", Meta: func(v *Twin) *atelier.Meta { return &v.Meta },
+	}
+	// ReportedTwins have their deployment as parent, and the id of a device as name.
+	ReportedTwins = store.Collection[ReportedTwin]{
+		Kind: "reported-twin", Meta: func(v *ReportedTwin) *atelier.Meta { return &v.Meta }, Quiet: true,
+	}
 	// Fleets belong to the hub. There is one, with the name "fleet".
 	Fleets = store.Collection[Fleet]{
 		Kind: "fleet", Meta: func(v *Fleet) *atelier.Meta { return &v.Meta },
 	}
 )
+
+// Twin are desired properties of a deployment's modules: of all of them, or of one device's.
+type Twin struct {
+	atelier.Meta
+	Deployment string          `json:"deployment"` // id
+	Properties json.RawMessage `json:"properties"`
+}
+
+// ReportedTwin is what the module of a deployment on a device reports.
+type ReportedTwin struct {
+	atelier.Meta
+	Reported atelier.ReportedTwin `json:"reported"`
+}
 
 // Blob is content that a workspace holds.
 type Blob struct {

@@ -119,21 +119,22 @@ func (c *Client) Logs(ctx context.Context, ws, device, deployment string, maxByt
 
 // DeploymentSpec is what a deployment asks for.
 type DeploymentSpec struct {
-	Name        string                 `json:"name,omitempty"`
-	Description string                 `json:"description,omitempty"`
-	Model       string                 `json:"model,omitempty"`
-	Version     string                 `json:"version,omitempty"` // a number, or "latest"
-	Selector    *atelier.Selector      `json:"selector,omitempty"`
-	Endpoint    string                 `json:"endpoint,omitempty"`
-	Target      string                 `json:"target,omitempty"`
-	Limits      *atelier.Limits        `json:"limits,omitempty"`
-	Collect     *atelier.Collection    `json:"collect,omitempty"`
-	Serving     *atelier.ServingChange `json:"serving,omitempty"`  // changes the settings that it has
-	Prefetch    bool                   `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
-	Switch      bool                   `json:"switch,omitempty"`   // the devices run what they prefetched
-	Trial       *TrialSpec             `json:"trial,omitempty"`    // the devices run the version beside the one that serves
-	Promote     bool                   `json:"promote,omitempty"`  // what runs beside it takes its place
-	Rollback    bool                   `json:"rollback,omitempty"` // what runs beside it ends
+	Name        string                  `json:"name,omitempty"`
+	Description string                  `json:"description,omitempty"`
+	Model       string                  `json:"model,omitempty"`
+	Version     string                  `json:"version,omitempty"` // a number, or "latest"
+	Selector    *atelier.Selector       `json:"selector,omitempty"`
+	Endpoint    string                  `json:"endpoint,omitempty"`
+	Target      string                  `json:"target,omitempty"`
+	Limits      *atelier.Limits         `json:"limits,omitempty"`
+	Collect     *atelier.Collection     `json:"collect,omitempty"`
+	Serving     *atelier.ServingChange  `json:"serving,omitempty"`  // changes the settings that it has
+	Routes      *[]atelier.MessageRoute `json:"routes,omitempty"`   // replace those that it has
+	Prefetch    bool                    `json:"prefetch,omitempty"` // the devices fetch the version and do not run it yet
+	Switch      bool                    `json:"switch,omitempty"`   // the devices run what they prefetched
+	Trial       *TrialSpec              `json:"trial,omitempty"`    // the devices run the version beside the one that serves
+	Promote     bool                    `json:"promote,omitempty"`  // what runs beside it takes its place
+	Rollback    bool                    `json:"rollback,omitempty"` // what runs beside it ends
 }
 
 // TrialSpec is what a version gets that runs beside the one that serves; nil leaves a

@@ -30,6 +30,8 @@ type DeploymentSpec struct {
 	// Collect replaces what is collected; sizes of 0 are the defaults.
 	Collect *atelier.Collection
 	Serving *atelier.ServingChange
+	// Routes replace the routes as a whole.
+	Routes *[]atelier.MessageRoute
 	// Prefetch stages the version: devices fetch it and do not run it yet.
 	Prefetch bool
 	// Switch lets the devices run what is staged. A version or model that is given
@@ -205,6 +207,9 @@ func (f *Fleet) DeleteDeployment(ctx context.Context, workspace, ref string, rev
 		if err := catalog.Endpoints.Delete(tx, workspace, e.ID, 0); err != nil {
 			return err
 		}
+		if err := dropTwins(tx, workspace, d.ID, ""); err != nil {
+			return err
+		}
 		return catalog.Deployments.Delete(tx, workspace, d.ID, revision)
 	})
 }
@@ -241,6 +246,13 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 			return d, c.Check()
 		}
 	}
+	if spec.Routes != nil {
+		routes, err := checkRoutes(*spec.Routes)
+		if err != nil {
+			return d, err
+		}
+		d.Routes = routes
+	}
 	if spec.Rollback {
 		if d.Trial == nil {
 			return d, errNoTrial(&d)
@@ -275,6 +287,26 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 	}
 	d.Model, d.Version, d.VersionID, d.Staged, d.Trial = v.Model, v.Number, v.ID, nil, nil
 	return d, nil
+}
+
+// checkRoutes returns routes in their normal form.
+func checkRoutes(routes []atelier.MessageRoute) ([]atelier.MessageRoute, error) {
+	if len(routes) > atelier.MaxMessageRoutes {
+		return nil, atelier.Errorf(atelier.Invalid, "the deployment has %d routes, at most %d are taken", len(routes), atelier.MaxMessageRoutes).WithField("routes")
+	}
+	var all []atelier.MessageRoute
+	for _, r := range routes {
+		r, err := r.Normal()
+		if err != nil {
+			return nil, withField(err, "routes")
+		}
+		if i := slices.IndexFunc(all, func(other atelier.MessageRoute) bool { return other.Route == r.Route }); i >= 0 {
+			all[i] = r
+			continue
+		}
+		all = append(all, r)
+	}
+	return all, nil
 }
 
 // checkVersions checks what a deployment says of its modules against the versions that

@@ -88,6 +88,8 @@ type Config struct {
 	Telemetry TelemetrySink
 	// Data is nil for a hub that takes no recorded requests; Acked is then not asked.
 	Data TelemetrySink
+	// Messages is nil for a hub that takes no messages of modules.
+	Messages TelemetrySink
 	// Differences is nil for a hub that sends content only as it is.
 	Differences Differences
 	Shard       string // wire.DefaultShard where empty
@@ -109,6 +111,7 @@ type Fleet struct {
 	admit       func(ctx context.Context, device string, certificate *x509.Certificate) error
 	telemetry   TelemetrySink
 	data        TelemetrySink // of recorded requests
+	messages    TelemetrySink // of modules
 	differences Differences
 	shard       string
 	log         *slog.Logger
@@ -137,7 +140,7 @@ type Fleet struct {
 func New(c Config) *Fleet {
 	f := &Fleet{
 		store: c.Store, access: c.Access, authority: c.Authority, vault: c.Vault, content: c.Content,
-		bus: c.Bus, admit: c.Admit, telemetry: c.Telemetry, data: c.Data, differences: c.Differences, shard: c.Shard, log: c.Log, clock: c.Clock, silence: c.Silence,
+		bus: c.Bus, admit: c.Admit, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, differences: c.Differences, shard: c.Shard, log: c.Log, clock: c.Clock, silence: c.Silence,
 		uploadDir: c.Uploads, sessions: map[string]*session{}, kick: make(chan struct{}, 1),
 	}
 	if f.shard == "" {

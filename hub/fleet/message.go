@@ -43,6 +43,8 @@ func (f *Fleet) Receive(ctx context.Context, m broker.Message) {
 		err = f.measured(ctx, p, f.telemetry, access.TelemetryWrite, "telemetry", m.Payload)
 	case wire.Data:
 		err = f.measured(ctx, p, f.data, access.DataWrite, "recorded requests", m.Payload)
+	case wire.Messages:
+		err = f.measured(ctx, p, f.messages, access.MessageWrite, "messages of modules", m.Payload)
 	}
 	if err != nil && ctx.Err() == nil {
 		// Nothing was acknowledged: the device says it again.

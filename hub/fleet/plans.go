@@ -35,7 +35,7 @@ func (ps plans) of(tx store.Tx, workspace string) (*plan, error) {
 // concern forgets what an event changes.
 func (ps plans) concern(e atelier.Event) {
 	switch e.Kind {
-	case catalog.Deployments.Kind, catalog.Endpoints.Kind, catalog.Versions.Kind:
+	case catalog.Deployments.Kind, catalog.Endpoints.Kind, catalog.Versions.Kind, catalog.Twins.Kind:
 		delete(ps, e.Workspace)
 	case catalog.Workspaces.Kind:
 		delete(ps, e.ID)

@@ -18,6 +18,7 @@ const defaultTarget = "process"
 type plan struct {
 	deployments []planned // in the order in which they were made
 	runtimes    []atelier.Runtime
+	twins       twins
 }
 
 // planned is a deployment with what it is made of. version is empty where nothing
@@ -56,6 +57,9 @@ func loadPlan(tx store.Tx, workspace string) (plan, error) {
 		return err
 	})
 	if err != nil {
+		return p, err
+	}
+	if p.twins, err = loadTwins(tx, workspace); err != nil {
 		return p, err
 	}
 	return p, catalog.Runtimes.Each(tx, store.Query{}, func(r atelier.Runtime) error {
@@ -187,6 +191,10 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	if slices.Contains(d.Facts.Features, atelier.FeatureCollect) {
 		m.Collect = dep.Collect
 	}
+	carries := slices.Contains(d.Facts.Features, atelier.FeatureMessages)
+	if carries {
+		m.Routes, m.Twin = dep.Routes, p.twins.of(dep.ID, d.ID)
+	}
 	if i := slices.IndexFunc(held, func(h atelier.Module) bool { return h.Rollout == dep.Rollout }); i >= 0 && fits(&held[i], d) {
 		m.Model.Variant, m.Runtime = held[i].Model.Variant, held[i].Runtime
 		return m, nil
@@ -200,6 +208,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
 		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has settings for serving (%s), and the agent on %s does not know how to apply them.", dep.Name, dep.Serving, d.Name)
+	}
+	if !carries && (len(dep.Routes) > 0 || p.twins.of(dep.ID, d.ID) != nil) {
+		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has routes or a twin, and the agent on %s does not know how to carry messages.", dep.Name, d.Name)
 	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.

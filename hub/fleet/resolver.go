@@ -118,7 +118,7 @@ func (f *Fleet) concern(ctx context.Context, w *work, e atelier.Event) error {
 		if e.Change == atelier.Created {
 			return f.prepare(ctx, e.Workspace, e.ID)
 		}
-	case catalog.Deployments.Kind, catalog.Endpoints.Kind:
+	case catalog.Deployments.Kind, catalog.Endpoints.Kind, catalog.Twins.Kind:
 		w.workspaces[e.Workspace] = true
 	case catalog.Workspaces.Kind:
 		f.pacer.forget(e.ID)
@@ -137,13 +137,26 @@ func (f *Fleet) forget(ctx context.Context, workspace, device string) error {
 	if f.data != nil {
 		f.data.Forget(device)
 	}
+	if f.messages != nil {
+		f.messages.Forget(device)
+	}
 	return f.store.Update(ctx, asHub, func(tx store.Tx) error {
 		for _, kind := range []string{catalog.DesiredStates.Kind, catalog.ReportedStates.Kind} {
 			if err := tx.Delete(kind, workspace, device, 0); err != nil && !isNotFound(err) {
 				return err
 			}
 		}
-		return nil
+		var deployments []string
+		err := catalog.Deployments.Each(tx, store.Query{Workspace: workspace}, func(d atelier.Deployment) error {
+			deployments = append(deployments, d.ID)
+			return nil
+		})
+		for _, deployment := range deployments {
+			if err == nil {
+				err = dropTwins(tx, workspace, deployment, device)
+			}
+		}
+		return err
 	})
 }
 

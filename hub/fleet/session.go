@@ -151,18 +151,21 @@ func (f *Fleet) hello(ctx context.Context, p *peer, h wire.Hello) error {
 	}
 	f.changed(p.device, desired.Position)
 
-	var stored, data map[string]uint64
+	var stored, data, messages map[string]uint64
 	if f.telemetry != nil {
 		stored = f.telemetry.Acked(p.device)
 	}
 	if f.data != nil {
 		data = f.data.Acked(p.device)
 	}
+	if f.messages != nil {
+		messages = f.messages.Acked(p.device)
+	}
 	if err := f.sendTrust(ctx, p.workspace, p.device, h.RootVersion, h.DelegationVersion); err != nil {
 		return err
 	}
 	err = f.say(ctx, p.workspace, p.device, wire.TypeWelcome, wire.Welcome{
-		Session: h.Session, Position: desired.Position, Time: now, Telemetry: stored, Data: data,
+		Session: h.Session, Position: desired.Position, Time: now, Telemetry: stored, Data: data, Messages: messages,
 	})
 	f.wakeDelivery()
 	f.uploads.reconnected(p.device)

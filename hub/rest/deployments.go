@@ -51,14 +51,15 @@ func (VersionRef) Schema(huma.Registry) *huma.Schema {
 
 // DeploymentFields are what a deployment can be made of and changed to; exported for the OpenAPI document.
 type DeploymentFields struct {
-	Description *string                `json:"description,omitempty" maxLength:"4096"`
-	Version     *VersionRef            `json:"version,omitempty"`
-	Endpoint    *string                `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
-	Target      *string                `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
-	Limits      *atelier.Limits        `json:"limits,omitempty"`
-	Collect     *atelier.Collection    `json:"collect,omitempty" doc:"Which requests are recorded, inputs and outputs; replaces what was said before as a whole. No module is restarted"`
-	Serving     *atelier.ServingChange `json:"serving,omitempty" doc:"How the modules answer requests; fields that are left out stay as they are, 0 leaves one to the model server"`
-	Prefetch    bool                   `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
+	Description *string                 `json:"description,omitempty" maxLength:"4096"`
+	Version     *VersionRef             `json:"version,omitempty"`
+	Endpoint    *string                 `json:"endpoint,omitempty" doc:"Name of the endpoint; the deployment's own without it"`
+	Target      *string                 `json:"target,omitempty" doc:"Kind of target; the device's default without it"`
+	Limits      *atelier.Limits         `json:"limits,omitempty"`
+	Collect     *atelier.Collection     `json:"collect,omitempty" doc:"Which requests are recorded, inputs and outputs; replaces what was said before as a whole. No module is restarted"`
+	Serving     *atelier.ServingChange  `json:"serving,omitempty" doc:"How the modules answer requests; fields that are left out stay as they are, 0 leaves one to the model server"`
+	Routes      *[]atelier.MessageRoute `json:"routes,omitempty" nullable:"false" doc:"Where messages of modules go, such as FROM /modules/a/outputs/x INTO upstream; replaces what was said before as a whole. No module is restarted"`
+	Prefetch    bool                    `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
 }
 
 // TrialFields are what a version gets that runs beside the one that serves; exported for the OpenAPI document.
@@ -107,7 +108,7 @@ type deploymentChange struct {
 func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	return fleet.DeploymentSpec{
 		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
-		Collect: d.Collect, Serving: d.Serving, Prefetch: d.Prefetch,
+		Collect: d.Collect, Serving: d.Serving, Routes: d.Routes, Prefetch: d.Prefetch,
 	}
 }
 

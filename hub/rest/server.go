@@ -18,6 +18,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/enrol"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
+	"github.com/atelier-edge/atelier/hub/messages"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/patient"
@@ -38,6 +39,7 @@ type Config struct {
 	// callers itself; nil for none.
 	Distribution http.Handler
 	Data         *collect.Store // recorded requests
+	Messages     *messages.Store
 	// Metrics answers the hub's own figures in Prometheus' text form.
 	Metrics http.Handler
 	Hub     Hub
@@ -64,6 +66,7 @@ type server struct {
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
 	data         *collect.Store
+	messages     *messages.Store
 	metrics      http.Handler
 	hub          Hub
 	log          *slog.Logger
@@ -87,7 +90,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
@@ -129,6 +132,7 @@ func (s *server) routes(api huma.API) {
 	s.registerEnrol(api)
 	s.registerFleet(api)
 	s.registerBundles(api)
+	s.registerMessages(api)
 	s.registerEvents(api)
 	s.registerPrometheus()
 	s.registerDocs(api)

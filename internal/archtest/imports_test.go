@@ -28,6 +28,7 @@ var layers = []layer{
 	{"internal/durable", []string{""}, "files know nothing of what is in them"},
 	{"internal/patient", []string{""}, "whoever serves transfers over HTTP shares it"},
 	{"internal/wire", []string{""}, "both sides of the wire import it"},
+	{"internal/spool", []string{"", "internal/durable", "internal/wire"}, "whoever keeps batches for the hub shares it"},
 	{"internal/trust", []string{""}, "trust must not depend on what it protects"},
 	{"internal/content", []string{"", "internal/durable"}, "the content protocol knows no MQTT and no hub"},
 	{"internal/bundle", []string{"", "internal/trust", "internal/wire"}, "hub and agent share the form of bundles, not how they come to be"},
@@ -46,6 +47,7 @@ var layers = []layer{
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"targets/fpgahost", []string{"", "serving", "fpga"}, "the engine knows what it drives, and neither hub nor agent"},
+	{"routing", []string{"", "internal/durable", "internal/spool", "internal/wire"}, "messages of modules are carried without agent and hub"},
 	{"serving", []string{"", "internal/mlflow", "internal/onnx", "internal/durable", "internal/collect"}, "the data side of a device works without the control side"},
 
 	{"fpga/program", []string{""}, "the form of programs knows nothing of networks"},
@@ -75,12 +77,13 @@ var layers = []layer{
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/collect", []string{"", "internal/durable", "internal/content", "internal/wire", "internal/collect", "hub/store", "hub/catalog", "hub/access"}, "collected data need neither registry nor fleet"},
+	{"hub/messages", []string{"", "internal/durable", "internal/spool", "internal/wire", "hub/store", "hub/catalog"}, "messages of modules need neither registry nor fleet"},
 	{"hub/difference", []string{"", "internal"}, "differences are between contents, whoever they are for"},
 	{"hub/fleet", []string{"", "internal", "hub/store", "hub/catalog", "hub/access", "hub/authority", "hub/vault"}, "the fleet reads the catalog, not the registry's or the REST API's inside"},
 	{"hub/rest", []string{"", "internal", "hub"}, "the REST API stands on top of the hub"},
 	{"hub/client", []string{""}, "whoever uses the hub from outside must not link its inside"},
 
-	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "internal/collect", "targets", "agent"}, "an agent is small, and never contains the hub"},
+	{"agent", []string{"", "internal/durable", "internal/wire", "internal/trust", "internal/content", "internal/bundle", "internal/environment", "internal/otlp", "internal/collect", "internal/spool", "targets", "agent"}, "an agent is small, and never contains the hub"},
 
 	{"cmd/atelier", []string{"", "hub/client"}, "the command line is a client of the REST API and nothing else"},
 	{"cmd/atelier-builder", []string{"", "hub/client", "packaging"}, "the builder is a client of the REST API that builds"},
@@ -88,6 +91,7 @@ var layers = []layer{
 	{"cmd/atelier-agent", []string{"", "internal", "agent", "targets"}, "the agent is the control side of a device"},
 	{"cmd/atelier-gateway", []string{"", "internal", "serving"}, "the gateway is the data side of a device"},
 	{"cmd/atelier-serve", []string{"", "internal", "serving", "targets/fpgahost", "fpga"}, "the model server knows no hub, agent or MQTT"},
+	{"cmd/atelier-router", []string{"", "internal", "routing"}, "the router carries messages and knows no hub"},
 	{"cmd/atelier-shim", []string{"", "internal", "targets"}, "the shim holds one process and stays tiny"},
 }
 
@@ -111,7 +115,8 @@ var bans = []ban{
 	{within: "cmd/atelier-hub", imports: module + "/serving", deep: true, why: "the hub serves no models"},
 	{within: "agent", imports: "github.com/eclipse/paho.mqtt.golang", except: []string{"agent/link"}, why: "agent/link is the one importer of MQTT on a device"},
 	{within: "hub", imports: "github.com/eclipse/paho.mqtt.golang", why: "internal/broker is the one importer of MQTT in the hub"},
-	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics"}, why: "they are the two importers of the broker's library, on the hub and on devices"},
+	{within: "", imports: "github.com/mochi-mqtt/server", except: []string{"internal/broker", "serving/topics", "routing/mqtt"}, why: "they are the importers of the broker's library, on the hub and on devices"},
+	{within: "cmd/atelier-router", imports: "github.com/eclipse/paho.mqtt.golang", deep: true, why: "what goes to the hub goes through the agent's link"},
 	{within: "cmd/atelier-agent", imports: module + "/fpga", deep: true, why: "FPGAs are driven by the model server; the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "google.golang.org/grpc", deep: true, why: "the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "go.opentelemetry.io/proto", deep: true, why: "the generated OTLP types cost 2 to 6 MB; internal/otlp encodes by hand"},

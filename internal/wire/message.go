@@ -59,6 +59,8 @@ type Welcome struct {
 	Telemetry map[string]uint64 `json:"telemetry,omitempty"`
 	// Data is the same for the streams of collected records; null from a hub that takes none.
 	Data map[string]uint64 `json:"data"`
+	// Messages is the same for streams of modules' messages.
+	Messages map[string]uint64 `json:"messages"`
 }
 
 // DesiredAck tells that a desired state was saved or refused (up).

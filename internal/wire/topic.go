@@ -33,6 +33,9 @@ const (
 	// Data is for collected records, up only, in the frames of telemetry; acknowledged on
 	// Control. A device uses it after a Welcome that names Data.
 	Data Channel = "dat"
+	// Messages is for what modules say into their workspace, up only, in the frames of
+	// telemetry; acknowledged on Control. A device uses it after a Welcome that names Messages.
+	Messages Channel = "msg"
 )
 
 // ContentClientSuffix is appended to the device's id to form the MQTT client id
@@ -91,7 +94,7 @@ func ParseDown(topic string) (device string, c Channel, ok bool) {
 
 func known(ch string) bool {
 	switch Channel(ch) {
-	case Control, Content, Telemetry, Data:
+	case Control, Content, Telemetry, Data, Messages:
 		return true
 	}
 	return false

@@ -1,4 +1,4 @@
-package telemetry
+package spool
 
 import (
 	"errors"
@@ -45,7 +45,7 @@ func (s *Spool) load() error {
 		if !ok {
 			continue
 		}
-		seg, cut, err := scan(s.fs, filepath.Join(s.dir, e.Name()), first)
+		seg, cut, err := scan(s.fs, filepath.Join(s.dir, e.Name()), first, s.visit)
 		if err != nil {
 			return err
 		}

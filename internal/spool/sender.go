@@ -1,4 +1,4 @@
-package telemetry
+package spool
 
 import (
 	"context"
@@ -110,7 +110,7 @@ func (s *Sender) Run(ctx context.Context) {
 		if connected {
 			progress, err := s.fill(ctx, &f)
 			if err != nil && ctx.Err() == nil {
-				s.log.Warn("cannot send telemetry, trying again", "wait", f.patience, "error", err)
+				s.log.Warn("cannot send what is in the spool, trying again", "wait", f.patience, "error", err)
 			}
 			if held = nil; f.hold > 0 {
 				held = s.after(f.hold)

@@ -1,4 +1,4 @@
-package telemetry
+package spool
 
 import (
 	"encoding/binary"
@@ -17,12 +17,13 @@ import (
 	"github.com/atelier-edge/atelier/internal/wire"
 )
 
-// Batch is one round of measurements, as it lies in the spool and goes to the hub.
+// Batch is what lies in the spool as one and goes to the hub in one frame: a round of
+// measurements, some records of requests, some messages.
 type Batch struct {
 	Taken    wire.Clock
 	Encoding wire.Encoding
-	Payload  []byte // an OTLP request, encoded as Encoding says; at most wire.MaxTelemetryPayload
-	Samples  int    // how many measurements it holds
+	Payload  []byte // encoded as Encoding says; at most wire.MaxTelemetryPayload
+	Samples  int    // how many measurements, records or messages it holds
 }
 
 // A segment is a file of records, named by the number of the first that it may
@@ -54,7 +55,8 @@ type segment struct {
 	first, last uint64 // numbers; first is the file's name
 	records     int
 	samples     int
-	size        int64 // bytes of whole records
+	size        int64     // bytes of whole records
+	newest      time.Time // the latest wall clock in it
 }
 
 func segmentPath(dir string, first uint64) string {
@@ -126,7 +128,7 @@ func readRecord(f durable.File, off int64) (sequence uint64, b Batch, size int64
 
 // scan reads a segment up to its end or the first damaged record. cut is how
 // many bytes lie after the last whole record.
-func scan(fsys durable.FS, path string, first uint64) (s segment, cut int64, err error) {
+func scan(fsys durable.FS, path string, first uint64, visit func(sequence uint64, b Batch)) (s segment, cut int64, err error) {
 	s = segment{path: path, first: first, last: first - 1}
 	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
@@ -148,7 +150,10 @@ func scan(fsys durable.FS, path string, first uint64) (s segment, cut int64, err
 		case err != nil:
 			return s, 0, err
 		}
-		s.add(sequence, b.Samples, size)
+		s.add(sequence, b, size)
+		if visit != nil {
+			visit(sequence, b)
+		}
 	}
 }
 
@@ -176,9 +181,12 @@ func beyond(fsys durable.FS, s segment) (uint64, error) {
 	}
 }
 
-func (s *segment) add(sequence uint64, samples int, size int64) {
+func (s *segment) add(sequence uint64, b Batch, size int64) {
 	s.last = sequence
 	s.records++
-	s.samples += samples
+	s.samples += b.Samples
 	s.size += size
+	if b.Taken.Wall.After(s.newest) {
+		s.newest = b.Taken.Wall
+	}
 }
