@@ -201,6 +201,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
 		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has settings for serving (%s), and the agent on %s does not know how to apply them.", dep.Name, dep.Serving, d.Name)
 	}
+	if dep.Serving.Server != "" && !slices.Contains(d.Facts.Features, atelier.FeatureServer) {
+		return no(atelier.ReasonUnsupportedFeature, "Deployment %s shares the model server %s with others, and the agent on %s does not know how to run several models in one.", dep.Name, dep.Serving.Server, d.Name)
+	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.
 	variant.Signature = nil

@@ -186,12 +186,18 @@ func (g *Gateway) routeOf(r *http.Request) (*route, error) {
 		if route := table.byEndpoint[name]; route != nil {
 			return route, nil
 		}
+		if route := sharedCall(table.byServer[name], r); route != nil {
+			return route, nil
+		}
 		return nil, atelier.Errorf(atelier.NotFound, "there is no endpoint %.80q on this device", name).
 			WithRemedy("Look at 'atelier endpoint list' for the endpoints and their addresses.")
 	}
 	host, _, _ := strings.Cut(r.Host, ":")
 	label, _, _ := strings.Cut(host, ".")
 	if route := table.byEndpoint[label]; route != nil {
+		return route, nil
+	}
+	if route := sharedCall(table.byServer[label], r); route != nil {
 		return route, nil
 	}
 	for _, route := range table.byEndpoint {
