@@ -143,10 +143,11 @@ func (i *instance) link(f atelier.File, path string) error {
 // atelier-serve's command line.
 func (i *instance) spec() targets.Spec {
 	m, dir, socket := &i.module, i.dir(), i.runner.socket(i.module.Rollout)
-	command := append([]string{i.runner.program()}, i.args()...)
+	command := []string{i.runner.program()}
 	if m.Model.Variant.Kind == atelier.VariantONNX {
 		command = append(command, "--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)))
 	}
+	command = append(command, i.args()...)
 	return targets.Spec{
 		ID: i.id, Command: command,
 		Dir: dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,

@@ -170,7 +170,7 @@ func (s *server) put(w http.ResponseWriter, r *http.Request) {
 
 // load returns when the model serves, with what memory it takes.
 func (s *server) load(ctx context.Context, id string, args []string) (int64, error) {
-	args = append(slices.Clone(args), "--runtime", s.config.runtime)
+	args = append([]string{"--runtime", s.config.runtime}, args...)
 	c, err := parse(args)
 	if err != nil {
 		return 0, err
