@@ -54,6 +54,9 @@ const FeaturePacked = "packed"
 // VariantPython.
 const FeaturePython = "python"
 
+// FeatureGoldenScripts is the same for scoring scripts.
+const FeatureGoldenScripts = "golden-scripts"
+
 // FeatureServer is what agents list in Facts.Features that run models of several
 // deployments in one process where ServingSettings.Server says so.
 const FeatureServer = "server"

@@ -173,7 +173,7 @@ func (i *instance) args() []string {
 	default:
 		command = append(command, "--model", entry)
 	}
-	if m.Model.Variant.HasGolden() && m.Model.Variant.Kind != atelier.VariantPython {
+	if m.Model.Variant.HasGolden() {
 		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 	}
 	command = append(command, servingFlags(m.Serving)...)

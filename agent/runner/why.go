@@ -83,7 +83,7 @@ func (e *exitError) Error() string {
 	case e.exit.Code == exitScript:
 		text, most = "its scoring script failed", maxScriptLine
 	case e.exit.Code == exitGolden:
-		text = "its model does not pass its golden inputs"
+		text, most = "its model does not pass its golden inputs", maxScriptLine
 	case e.exit.Code == exitMemory:
 		return strings.ToValidUTF8(e.exit.LastLine[:min(len(e.exit.LastLine), maxLine)], "")
 	case e.loading:

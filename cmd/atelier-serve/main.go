@@ -153,7 +153,7 @@ func parse(args []string) (config, error) {
 		}
 		needed = map[string]string{"--name": c.name}
 	} else if c.script.script != "" {
-		if err := c.script.check(c.golden != ""); err != nil {
+		if err := c.script.check(); err != nil {
 			return c, &exitError{exitUsage, err}
 		}
 		needed = map[string]string{"--name": c.name}

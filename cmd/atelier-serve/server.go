@@ -129,7 +129,9 @@ func runServer(ctx context.Context, c config, log *slog.Logger) error {
 // handler answers on the control socket, which is the agent's alone.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v2/health/ready", func(w http.ResponseWriter, _ *http.Request) { s.write(w, http.StatusOK, map[string]bool{"ready": true}) })
+	mux.HandleFunc("GET /v2/health/ready", func(w http.ResponseWriter, _ *http.Request) {
+		s.write(w, http.StatusOK, map[string]bool{"ready": true})
+	})
 	mux.HandleFunc("GET /models", func(w http.ResponseWriter, _ *http.Request) {
 		s.write(w, http.StatusOK, map[string]any{"models": s.models(), "memory_bytes": memoryOf(os.Getpid()), "limit_bytes": s.room.limit, "base_bytes": s.room.base})
 	})

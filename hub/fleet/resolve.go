@@ -195,7 +195,11 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	if why != nil {
 		return m, why
 	}
-	if variant.HasGolden() && !slices.Contains(d.Facts.Features, atelier.FeatureGolden) {
+	proves := atelier.FeatureGolden
+	if variant.Kind == atelier.VariantPython {
+		proves = atelier.FeatureGoldenScripts
+	}
+	if variant.HasGolden() && !slices.Contains(d.Facts.Features, proves) {
 		return no(atelier.ReasonUnsupportedFeature, "Version %d of %s has golden inputs, and the agent on %s does not know how to run them.", dep.Version, dep.Model, d.Name)
 	}
 	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
