@@ -1,6 +1,6 @@
 // Package compare tells whether two versions of a model gave the same answer to a
 // request, up to a tolerance. It knows the forms in which models answer: tensors of
-// Open Inference Protocol v2, in JSON and in binary form, and any other JSON. All else is
+// Open Inference Protocol v2, in JSON, in binary form and in protobuf, and any other JSON. All else is
 // the same where its bytes are.
 //
 // Answers are taken for hostile: whatever they hold, a comparison ends, and takes no more
@@ -58,12 +58,17 @@ func Between(given, other *Answer, name string, t atelier.Tolerance) string {
 
 // parsed is an answer that is JSON, perhaps with binary tensors behind it.
 type parsed struct {
-	value any
-	tail  []byte // of binary tensors
+	value   any
+	tail    []byte            // of binary tensors
+	outputs map[string]tensor // of a call of gRPC, which has neither
 }
 
 // parse reads an answer; false where it is not in a form that can be.
 func parse(a *Answer) (p parsed, ok bool) {
+	if a.Type == TypeGRPC {
+		p.outputs, ok = callTensors(a.Body)
+		return p, ok
+	}
 	head := a.Body
 	if a.HeaderLength != "" {
 		n, err := strconv.Atoi(a.HeaderLength)
@@ -138,6 +143,9 @@ type tensor struct {
 // tensors returns the outputs of an answer of Open Inference Protocol by their names;
 // false where it is none.
 func tensors(p *parsed) (map[string]tensor, bool) {
+	if p.outputs != nil {
+		return p.outputs, true
+	}
 	object, _ := p.value.(map[string]any)
 	list, ok := object["outputs"].([]any)
 	if !ok {
