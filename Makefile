@@ -38,7 +38,7 @@ demo: build runtime model ## the main job: a model from the command line to two 
 demo-stop: ## end what 'make demo KEEP=1' left running
 	@go run ./examples/demo stop
 
-test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient, mlflow-skinny, toxiproxy, container tools
+test-tools: ## install what the tests need beside Go: brokers, PostgreSQL, promtool, tritonclient, kserve, mlflow-skinny, toxiproxy, container tools
 	@scripts/install-test-tools $(CACHE)
 	@fpga/install-tools
 

@@ -100,7 +100,8 @@ type DeviceStatus struct {
 	Way        string     `json:"way,omitempty"`
 	Restarts   int        `json:"restarts"`
 	Provider   string     `json:"provider,omitempty"` // see ModuleHealth
-	Address    string     `json:"address,omitempty"`  // URL of the endpoint on the device
+	Memory     int64      `json:"memory_bytes,omitempty"`
+	Address    string     `json:"address,omitempty"` // URL of the endpoint on the device
 	// Staged is how far the device is with the version that the deployment has
 	// staged: in the state Staged it is ready to switch.
 	Staged *SlotStatus `json:"staged,omitempty"`

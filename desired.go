@@ -54,6 +54,13 @@ const FeaturePacked = "packed"
 // VariantPython.
 const FeaturePython = "python"
 
+// FeatureGoldenScripts is the same for scoring scripts.
+const FeatureGoldenScripts = "golden-scripts"
+
+// FeatureServer is what agents list in Facts.Features that run models of several
+// deployments in one process where ServingSettings.Server says so.
+const FeatureServer = "server"
+
 // FeaturePredictors is what agents list in Facts.Features that run variants of the kinds
 // VariantMLflow and VariantPickle.
 const FeaturePredictors = "predictors"
@@ -198,8 +205,10 @@ type SlotStatus struct {
 	Way      string `json:"way,omitempty"`
 	Restarts int    `json:"restarts,omitempty"`
 	// Provider is the execution provider that it runs on; see ModuleHealth.
-	Provider string    `json:"provider,omitempty"`
-	Since    time.Time `json:"since"`
+	Provider string `json:"provider,omitempty"`
+	// Memory is what its model took when it was loaded, in bytes; see ModuleHealth.
+	Memory int64     `json:"memory_bytes,omitempty"`
+	Since  time.Time `json:"since"`
 	// Split is what of the requests a trial gets now; nil while it gets nothing, and for
 	// everything else.
 	Split *Split `json:"split,omitempty"`

@@ -31,17 +31,28 @@ type Golden struct {
 	Tolerance Tolerance `json:"tolerance"`
 	// LatencyMS bounds the median time of an inference of these inputs on the
 	// device, in milliseconds; 0 is no bound.
-	LatencyMS float64      `json:"latency_ms,omitempty"`
-	Cases     []GoldenCase `json:"cases"`
+	LatencyMS float64 `json:"latency_ms,omitempty"`
+	// Route says what the cases are: GoldenInfer or GoldenScore.
+	Route string       `json:"route,omitempty"`
+	Cases []GoldenCase `json:"cases"`
 }
+
+// What golden inputs are sent to.
+const (
+	// GoldenInfer is an inference of Open Inference Protocol v2; for models.
+	GoldenInfer = ""
+	// GoldenScore is POST /score, with any JSON; for scoring scripts.
+	GoldenScore = "score"
+)
 
 // GoldenCase is one input with what must come out.
 type GoldenCase struct {
 	Name string `json:"name"`
-	// Request is the body of an inference of Open Inference Protocol v2, in its JSON form.
+	// Request is the body of an inference of Open Inference Protocol v2, in its JSON form,
+	// or that of a POST /score.
 	Request json.RawMessage `json:"request"`
 	// Response has what the answer to it must have: {"outputs": [...]}. Outputs of the
-	// model that are not among them may be anything.
+	// model that are not among them may be anything. For GoldenScore it is the whole answer.
 	Response  json.RawMessage `json:"response"`
 	Tolerance *Tolerance      `json:"tolerance,omitempty"`
 }
@@ -62,6 +73,20 @@ var DefaultTolerance = Tolerance{Absolute: 1e-4, Relative: 1e-3}
 // HasGolden reports whether the variant comes with golden inputs.
 func (v *Variant) HasGolden() bool {
 	return slices.ContainsFunc(v.Files, func(f File) bool { return f.Path == GoldenPath })
+}
+
+// CheckFor returns an error with the code Invalid where g is not for variants of the kind:
+// scoring scripts are sent what POST /score takes, models inferences.
+func (g *Golden) CheckFor(kind string) error {
+	switch script := kind == VariantPython; {
+	case script && g.Route != GoldenScore:
+		return Errorf(Invalid, "%s has inferences of Open Inference Protocol, and a scoring script takes requests of POST /score", GoldenPath).WithField("route").
+			WithRemedy("Record it with 'atelier model golden MODEL --route score'.")
+	case !script && g.Route == GoldenScore:
+		return Errorf(Invalid, "%s has requests of POST /score, which are for scoring scripts, and this version is of the kind %s", GoldenPath, kind).WithField("route").
+			WithRemedy("Record it with 'atelier model golden MODEL', without --route.")
+	}
+	return nil
 }
 
 // Latency returns the bound of the median time of an inference, 0 for none.
@@ -106,6 +131,9 @@ func (g *Golden) check() error {
 		return Errorf(Invalid, "format is %d in %s, %d was expected", g.Format, GoldenPath, goldenFormat).WithField("format").
 			WithRemedy("Record it anew with 'atelier model golden' of this version of Atelier.")
 	}
+	if g.Route != GoldenInfer && g.Route != GoldenScore {
+		return Errorf(Invalid, "route is %.40q in %s, %q or none was expected", g.Route, GoldenPath, GoldenScore).WithField("route")
+	}
 	if n := len(g.Cases); n == 0 || n > MaxGoldenCases {
 		return Errorf(Invalid, "%s has %d cases, 1 to %d were expected", GoldenPath, n, MaxGoldenCases).WithField("cases")
 	}
@@ -124,6 +152,9 @@ func (g *Golden) check() error {
 			return Errorf(Invalid, "%s.name has %d bytes in %s, 1 to 100 were expected", field, len(c.Name), GoldenPath).WithField(field + ".name")
 		case seen[c.Name]:
 			return Errorf(Invalid, "two cases are named %q in %s", c.Name, GoldenPath).WithField(field + ".name")
+		case g.Route == GoldenScore && (len(c.Request) == 0 || len(c.Response) == 0):
+			return Errorf(Invalid, "%s has no request or no response in %s, both were expected", field, GoldenPath).WithField(field)
+		case g.Route == GoldenScore:
 		case len(c.Request) == 0 || c.Request[0] != '{':
 			return Errorf(Invalid, "%s.request is no object in %s; an inference request of Open Inference Protocol v2 was expected", field, GoldenPath).WithField(field + ".request")
 		case len(c.Response) == 0 || c.Response[0] != '{':

@@ -34,6 +34,16 @@ func TestParseGolden(t *testing.T) {
 			t.Errorf("%q: got %v, want a refusal", text, err)
 		}
 	}
+	score := `{"format":1,"tolerance":{"absolute":0,"relative":0},"route":"score","cases":[{"name":"a","request":[1],"response":"x"}]}`
+	g, err = ParseGolden([]byte(score))
+	if err != nil || g.CheckFor(VariantPython) != nil || CodeOf(g.CheckFor(VariantONNX)) != Invalid {
+		t.Errorf("of a script: %+v, %v", g, err)
+	}
+	for _, text := range []string{strings.Replace(score, "score", "ping", 1), strings.Replace(score, `,"response":"x"`, "", 1)} {
+		if _, err := ParseGolden([]byte(text)); CodeOf(err) != Invalid {
+			t.Errorf("%q: got %v, want a refusal", text, err)
+		}
+	}
 	if _, err := ParseGolden(make([]byte, MaxGoldenSize+1)); CodeOf(err) != TooLarge {
 		t.Errorf("a large one: got %v", err)
 	}
@@ -43,6 +53,7 @@ func TestParseGolden(t *testing.T) {
 func FuzzParseGolden(f *testing.F) {
 	f.Add([]byte(goldenExample))
 	f.Add([]byte(`{"format":1,"tolerance":{"absolute":1e999,"relative":0},"cases":[{"name":"a","request":{},"response":{}}]}`))
+	f.Add([]byte(`{"format":1,"tolerance":{"absolute":0,"relative":0},"route":"score","cases":[{"name":"a","request":null,"response":0}]}`))
 	f.Add([]byte(`{"format":1,"tolerance":null,"latency_ms":0.5,"cases":[{"name":"a","request":{"a":[{}]},"response":{}}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, err := ParseGolden(b)

@@ -41,6 +41,10 @@ type ModuleHealth struct {
 	Provider string `json:"provider,omitempty"`
 	// Fallback says, where others were preferred, which and why they are not used.
 	Fallback string `json:"fallback,omitempty"`
+	// Memory is how many bytes of memory its model took when it was loaded, warm and
+	// proven: its weights, the engine's session and what inferences keep. 0 where that was
+	// not measured.
+	Memory int64 `json:"memory_bytes,omitempty"`
 }
 
 // HeaderFallback is the field of an answer that says which provider gave it, where that

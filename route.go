@@ -14,6 +14,10 @@ type Route struct {
 	Endpoint string       `json:"endpoint"` // the first segment of the path
 	Keys     EndpointKeys `json:"keys"`
 	Backend  Backend      `json:"backend"`
+	// Server is a second first segment of the path, which several endpoints share: the
+	// model that the path names, or else the key, says which of them is meant. "" where
+	// there is none.
+	Server string `json:"server,omitempty"`
 	// Trial is a second module, which gets a share of the requests or copies of them; nil
 	// where there is none that is ready.
 	Trial *RouteTrial `json:"trial,omitempty"`

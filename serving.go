@@ -33,6 +33,10 @@ type ServingSettings struct {
 	// Providers are the execution providers that an ONNX model may run on, the preferred
 	// one first, with commas; see ParseProviders. It runs on the processor where none can.
 	Providers string `json:"providers,omitempty"`
+	// Server names the model server of a device in whose process the ONNX model runs,
+	// with those of other deployments that name the same one, have the same limits and need
+	// the same runtime; "" is a process of its own.
+	Server string `json:"server,omitempty"`
 }
 
 // ServingChange says what to change of ServingSettings: nil leaves a field as it is, 0
@@ -46,6 +50,7 @@ type ServingChange struct {
 	WorkerMemory *int64   `json:"worker_memory_bytes,omitempty"`
 	Deadline     *float64 `json:"deadline_ms,omitempty"`
 	Providers    *string  `json:"providers,omitempty"`
+	Server       *string  `json:"server,omitempty"`
 }
 
 // To returns s as c changes it.
@@ -61,6 +66,7 @@ func (c *ServingChange) To(s ServingSettings) ServingSettings {
 	change(&s.WorkerMemory, c.WorkerMemory)
 	change(&s.Deadline, c.Deadline)
 	change(&s.Providers, c.Providers)
+	change(&s.Server, c.Server)
 	return s
 }
 
@@ -116,12 +122,16 @@ var servingFields = func() []servingField {
 			"providers", "providers", onnx, func(s ServingSettings) float64 { return float64(len(s.Providers)) }, math.Inf(1),
 			func(s ServingSettings) string { return s.Providers },
 		},
+		{
+			"server", "server", onnx, func(s ServingSettings) float64 { return float64(len(s.Server)) }, math.Inf(1),
+			func(s ServingSettings) string { return s.Server },
+		},
 	}
 }()
 
 // none is the value that takes the setting away on a command line.
 func (f *servingField) none() string {
-	if f.flag == "providers" {
+	if math.IsInf(f.most, 1) {
 		return `""`
 	}
 	return "0"
@@ -146,6 +156,11 @@ func (s ServingSettings) Check() error {
 	}
 	if _, err := ParseProviders(s.Providers); err != nil {
 		return err
+	}
+	if s.Server != "" {
+		if err := CheckName("server", s.Server); err != nil {
+			return err
+		}
 	}
 	if m := s.WorkerMemory; m > 0 && m < minWorkerMemory {
 		return Errorf(Invalid, "serving.worker_memory_bytes is %d, no Python process has less than %s", m, FormatBytes(minWorkerMemory)).

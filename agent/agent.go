@@ -200,7 +200,7 @@ func (a *agent) openLocal() {
 	a.runner = runner.New(runner.Options{
 		Device: a.identity.Device, Name: a.identity.Name, Memory: func() int64 { return facts.Available(a.opts.Facts.Root) }, Store: a.store, Fetcher: a.fetcher, Link: a.content.Link, Linked: a.content.Linked, Targets: a.targets,
 		Open:    func(d digest) (runner.Blob, error) { return a.content.Open(d) },
-		Gateway: a.gateway.Client(), Ready: gateway.Ready,
+		Gateway: a.gateway.Client(), Ready: gateway.Ready, Load: gateway.Load, Unload: gateway.Unload,
 		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs, Env: a.moduleEnv,
 		Changed: a.changed, Progressed: a.progressed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})

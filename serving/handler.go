@@ -35,6 +35,7 @@ type Handler struct {
 	mux           *http.ServeMux
 	model         atomic.Pointer[Model]
 	sampler       *collect.Sampler // nil where nothing is recorded
+	index         func() []IndexEntry
 }
 
 // NewHandler returns a Handler for the model of the given name and version.
@@ -49,6 +50,7 @@ func NewHandler(name, version, program string, maxBody int64, log *slog.Logger) 
 	h.mux.HandleFunc("GET /v2/{$}", h.server)
 	h.mux.HandleFunc("GET /v2/health/live", h.live)
 	h.mux.HandleFunc("GET /v2/health/ready", h.ready)
+	h.mux.HandleFunc("POST /v2/repository/index", h.repository)
 	h.mux.HandleFunc("POST /score", h.score)
 	h.mux.HandleFunc("POST /invocations", h.invocations)
 	h.mux.HandleFunc("GET /ping", h.ping)
@@ -132,7 +134,7 @@ func (h *Handler) send(w http.ResponseWriter, status int, contentType string, bo
 }
 
 func (h *Handler) server(w http.ResponseWriter, _ *http.Request) {
-	h.write(w, http.StatusOK, map[string]any{"name": "atelier-serve", "version": h.program, "extensions": []string{"binary_tensor_data"}})
+	h.write(w, http.StatusOK, map[string]any{"name": "atelier-serve", "version": h.program, "extensions": []string{"binary_tensor_data", "model_repository"}})
 }
 
 func (h *Handler) live(w http.ResponseWriter, _ *http.Request) {

@@ -21,6 +21,9 @@ type (
 		Parameters map[string]any  `json:"parameters"`
 		Inputs     []requestInput  `json:"inputs"`
 		Outputs    []requestOutput `json:"outputs"`
+		// kserve's client says once more which model the path names.
+		ModelName    any `json:"model_name"`
+		ModelVersion any `json:"model_version"`
 	}
 	requestInput struct {
 		Name       string         `json:"name"`

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +32,8 @@ type Target struct {
 	Behave func(targets.Spec) Behaviour
 	// Before is called before each operation; an error makes it fail.
 	Before func(operation, id string) error
+	// OnLoad says whether a model can be loaded into an instance that holds several.
+	OnLoad func(id string) error
 	// Listen makes instances answer health probes on their sockets.
 	Listen bool
 
@@ -43,6 +47,7 @@ type held struct {
 	status targets.Status
 	ended  chan struct{}
 	server *http.Server
+	models map[string]string // the sockets of models that were loaded into it, by id
 }
 
 var _ targets.Target = (*Target)(nil)
@@ -108,7 +113,7 @@ func (h *held) listen() error {
 
 func (h *held) exit(e targets.Exit) {
 	if h.status.Phase == targets.Running {
-		h.status.Phase, h.status.Exit = targets.Exited, &e
+		h.status.Phase, h.status.Exit, h.models = targets.Exited, &e, nil
 		close(h.ended)
 		if h.server != nil {
 			_ = h.server.Close() // nothing answers any more
@@ -122,7 +127,15 @@ func (t *Target) Ready(_ context.Context, socket string) (atelier.ModuleHealth, 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, h := range t.instances {
-		if h.spec.Socket != socket || h.status.Phase != targets.Running {
+		if h.status.Phase != targets.Running {
+			continue
+		}
+		for _, path := range h.models {
+			if path == socket {
+				return atelier.ModuleHealth{}, nil
+			}
+		}
+		if h.spec.Socket != socket {
 			continue
 		}
 		var b Behaviour
@@ -134,6 +147,52 @@ func (t *Target) Ready(_ context.Context, socket string) (atelier.ModuleHealth, 
 		}
 	}
 	return atelier.ModuleHealth{}, errors.New("not ready")
+}
+
+// Load lets the instance that listens on socket load a model; OnLoad says how that goes.
+func (t *Target) Load(_ context.Context, socket, id string, args []string) error {
+	if t.OnLoad != nil {
+		if err := t.OnLoad(id); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, h := range t.instances {
+		if h.spec.Socket != socket || h.status.Phase != targets.Running {
+			continue
+		}
+		if h.models == nil {
+			h.models = map[string]string{}
+		}
+		at := slices.Index(args, "--listen")
+		h.models[id] = strings.TrimPrefix(args[at+1], "unix:")
+		return nil
+	}
+	return errors.New("no server answers")
+}
+
+// Unload takes a model out of the instance that listens on socket.
+func (t *Target) Unload(_ context.Context, socket, id string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, h := range t.instances {
+		if h.spec.Socket == socket && h.status.Phase == targets.Running {
+			delete(h.models, id)
+			return nil
+		}
+	}
+	return errors.New("no server answers")
+}
+
+// Loaded returns the ids of the models in an instance.
+func (t *Target) Loaded(instance string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.instances[instance]; h != nil {
+		return slices.Sorted(maps.Keys(h.models))
+	}
+	return nil
 }
 
 // Crash ends an instance; an empty id ends all, as a reboot does.

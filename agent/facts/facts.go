@@ -15,7 +15,7 @@ import (
 // Features are the optional parts of the wire protocol that this agent
 // understands: what DesiredState.Requires may name.
 var Features = []string{
-	atelier.FeatureCollect, atelier.FeatureGolden, atelier.FeatureMessages, atelier.FeaturePacked, atelier.FeaturePredictors, atelier.FeaturePython, atelier.FeatureServing,
+	atelier.FeatureCollect, atelier.FeatureGolden, atelier.FeatureGoldenScripts, atelier.FeatureMessages, atelier.FeaturePacked, atelier.FeaturePredictors, atelier.FeaturePython, atelier.FeatureServer, atelier.FeatureServing,
 	atelier.FeatureStage, atelier.FeatureTrial,
 }
 

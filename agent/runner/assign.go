@@ -165,7 +165,7 @@ func routes(slots state.Slots, device string, socket func(rollout string) string
 			}
 		}
 		m := &c.Module
-		route := atelier.Route{Endpoint: m.Endpoint.Name, Keys: m.Endpoint.Keys, Backend: backend(m)}
+		route := atelier.Route{Endpoint: m.Endpoint.Name, Keys: m.Endpoint.Keys, Backend: backend(m), Server: m.Serving.Server}
 		if t := slots.Modules[deployment].Trial; t != nil && ready(t.Module.Rollout) {
 			route.Trial = &atelier.RouteTrial{Backend: backend(&t.Module), Split: slots.Modules[deployment].Split}
 		}

@@ -88,7 +88,13 @@ func (i *instance) busy(ctx context.Context) (busy, away bool, err error) {
 // remove stops the instance and removes its files. What is not there is removed
 // already.
 func (i *instance) remove(ctx context.Context) error {
-	if i.target != nil {
+	switch {
+	case i.target == nil:
+	case shared(&i.module):
+		if err := i.removeShared(ctx); err != nil {
+			return err
+		}
+	default:
 		if err := end(ctx, i.target, i.id, i.runner.opts.Times.Grace); err != nil {
 			return err
 		}
@@ -136,14 +142,21 @@ func (r *Runner) sweep(ctx context.Context) {
 		}
 		for _, s := range list {
 			deployment, rollout, ok := strings.Cut(s.ID, "-")
-			if known[s.ID] || !ok || !atelier.IsID(deployment) || !atelier.IsID(rollout) {
+			dir := filepath.Join(r.opts.Modules, deployment, rollout)
+			switch {
+			case isServerID(s.ID):
+				dir = r.serverDir(s.ID)
+				if r.wants(s.ID, nil) {
+					continue
+				}
+			case known[s.ID] || !ok || !atelier.IsID(deployment) || !atelier.IsID(rollout):
 				continue
 			}
 			r.opts.Log.Warn("ending a module that nothing here knows", "target", t.Kind(), "id", s.ID)
 			r.group.Go(func() {
 				err := end(ctx, t, s.ID, r.opts.Times.Grace)
 				if err == nil {
-					err = os.RemoveAll(filepath.Join(r.opts.Modules, deployment, rollout))
+					err = os.RemoveAll(dir)
 				}
 				if err != nil && ctx.Err() == nil {
 					r.opts.Log.Warn("cannot end it", "id", s.ID, "error", err)

@@ -39,8 +39,14 @@ func newInstance(r *Runner, m atelier.Module) *instance {
 	return i
 }
 
-// instanceID names a rollout's instance in its target.
-func instanceID(m *atelier.Module) string { return m.Deployment + "-" + m.Rollout }
+// instanceID names a rollout's instance in its target: that of its server where it is
+// one of several models.
+func instanceID(m *atelier.Module) string {
+	if shared(m) {
+		return serverID(m)
+	}
+	return m.Deployment + "-" + m.Rollout
+}
 
 // blank is the status of a rollout with which nothing was done yet.
 func blank(m *atelier.Module) atelier.SlotStatus {

@@ -70,6 +70,11 @@ type Options struct {
 	// Ready asks the module at socket whether it is ready, and what it says of itself: a
 	// nil error means yes.
 	Ready func(ctx context.Context, socket string) (atelier.ModuleHealth, error)
+	// Load lets the server of several models at socket load one under an id, and returns
+	// when it serves; Unload returns when it has answered its last request. A model that
+	// cannot be loaded gives an *atelier.LoadError.
+	Load   func(ctx context.Context, socket, id string, args []string) error
+	Unload func(ctx context.Context, socket, id string) error
 	// Memory returns how much memory is available on the device, in bytes; 0
 	// where that is not known.
 	Memory func() int64
@@ -129,6 +134,7 @@ type Runner struct {
 	group sync.WaitGroup
 	// unpacking is held while environments are unpacked or removed.
 	unpacking sync.Mutex
+	servers   servers
 
 	mu        sync.Mutex
 	slots     state.Slots

@@ -120,7 +120,7 @@ func (d *device) start() {
 	d.runner = New(Options{
 		Device: d.id, Name: "press", Memory: func() int64 { return d.memory.Load() }, Store: store, Fetcher: d, Link: d.content.Link, Linked: d.content.Linked, Targets: []targets.Target{d.target}, Gateway: d.gateway,
 		Open:  func(digest atelier.Digest) (Blob, error) { return d.content.Open(digest) },
-		Ready: d.target.Ready, Modules: filepath.Join(d.dir, "modules"), Environments: filepath.Join(d.dir, "environments"), Run: filepath.Join(d.dir, "run"), Programs: "/programs",
+		Ready: d.target.Ready, Load: d.target.Load, Unload: d.target.Unload, Modules: filepath.Join(d.dir, "modules"), Environments: filepath.Join(d.dir, "environments"), Run: filepath.Join(d.dir, "run"), Programs: "/programs",
 		Changed: func() {}, Progressed: func() {}, Times: d.times, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	ctx, cancel := context.WithCancel(context.Background())

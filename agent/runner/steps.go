@@ -96,27 +96,35 @@ const (
 // environment is unpacked, which is the one thing that takes space a second time.
 func (i *instance) prepare(ctx context.Context) error {
 	layout := map[string][]atelier.File{modelDir: i.module.Model.Variant.Files}
-	if i.module.Runtime != nil {
+	if i.module.Runtime != nil && !shared(&i.module) {
 		layout[runtimeDir] = i.module.Runtime.Files
 	}
 	for sub, files := range layout {
-		for _, f := range files {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			path := filepath.Join(i.dir(), sub, filepath.FromSlash(f.Path))
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				return fmt.Errorf("lay out %s: %w", f.Path, err)
-			}
-			if err := i.link(f, path); err != nil {
-				return fmt.Errorf("lay out %s: %w", f.Path, err)
-			}
+		if err := i.layOut(ctx, filepath.Join(i.dir(), sub), files); err != nil {
+			return err
 		}
 	}
 	if err := os.MkdirAll(i.runner.opts.Run, 0o700); err != nil {
 		return err
 	}
 	return i.unpack(ctx)
+}
+
+// layOut gives files their names below dir.
+func (i *instance) layOut(ctx context.Context, dir string, files []atelier.File) error {
+	for _, f := range files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		path := filepath.Join(dir, filepath.FromSlash(f.Path))
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("lay out %s: %w", f.Path, err)
+		}
+		if err := i.link(f, path); err != nil {
+			return fmt.Errorf("lay out %s: %w", f.Path, err)
+		}
+	}
+	return nil
 }
 
 // link gives a file's content its name in the layout, instead of what may be
@@ -135,11 +143,29 @@ func (i *instance) link(f atelier.File, path string) error {
 // atelier-serve's command line.
 func (i *instance) spec() targets.Spec {
 	m, dir, socket := &i.module, i.dir(), i.runner.socket(i.module.Rollout)
-	command := []string{
-		filepath.Join(i.runner.opts.Programs, "atelier-serve"),
-		"--name", m.Model.Name,
-		"--version", strconv.Itoa(m.Model.Version),
+	command := []string{i.runner.program()}
+	if m.Model.Variant.Kind == atelier.VariantONNX {
+		command = append(command, "--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)))
 	}
+	command = append(command, i.args()...)
+	var env []string
+	if i.runner.opts.Env != nil {
+		env = i.runner.opts.Env(m)
+	}
+	return targets.Spec{
+		ID: i.id, Command: command, Env: env,
+		Dir: dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
+	}
+}
+
+// program is the model server's.
+func (r *Runner) program() string { return filepath.Join(r.opts.Programs, "atelier-serve") }
+
+// args are the model server's arguments for the rollout's model, without those of its
+// runtime.
+func (i *instance) args() []string {
+	m, dir := &i.module, i.dir()
+	command := []string{"--name", m.Model.Name, "--version", strconv.Itoa(m.Model.Version)}
 	entry := filepath.Join(dir, modelDir, filepath.FromSlash(m.Model.Variant.Entry))
 	switch m.Model.Variant.Kind {
 	case atelier.VariantPython:
@@ -149,27 +175,22 @@ func (i *instance) spec() targets.Spec {
 	case atelier.VariantPickle:
 		command = append(command, "--pickle", entry, "--python", i.interpreter())
 	default:
-		command = append(command, "--model", entry, "--runtime", filepath.Join(dir, runtimeDir, filepath.FromSlash(m.Runtime.Entry)))
+		command = append(command, "--model", entry)
 	}
-	if m.Model.Variant.HasGolden() && m.Model.Variant.Kind != atelier.VariantPython {
+	if m.Model.Variant.HasGolden() {
 		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 	}
 	command = append(command, servingFlags(m.Serving)...)
-	var env []string
-	if i.runner.opts.Env != nil {
-		env = i.runner.opts.Env(m)
-	}
-	return targets.Spec{
-		ID: i.id, Env: env,
-		Command: append(command, "--listen", "unix:"+socket),
-		Dir:     dir, Socket: socket, Log: filepath.Join(dir, logFile), LogLimit: logLimit, Limits: m.Limits,
-	}
+	return append(command, "--listen", "unix:"+i.runner.socket(m.Rollout))
 }
 
 // start starts the module, or adopts one that runs already: a former agent's.
 func (i *instance) start(ctx context.Context) error {
 	if err := i.memory(); err != nil {
 		return err
+	}
+	if shared(&i.module) {
+		return i.startShared(ctx)
 	}
 	if err := i.target.Start(ctx, i.spec()); err != nil {
 		return &startError{err}
@@ -181,7 +202,7 @@ func (i *instance) start(ctx context.Context) error {
 // is the least that it takes. Of an environment a script loads what it wants.
 func (i *instance) memory() error {
 	files := i.module.Model.Variant.Files
-	if i.module.Runtime != nil {
+	if i.module.Runtime != nil && !shared(&i.module) { // the server has it, perhaps already
 		files = append(slices.Clone(files), i.module.Runtime.Files...)
 	}
 	need, free := fetch.Size(files), i.runner.opts.Memory()
@@ -229,7 +250,7 @@ func (i *instance) probe(ctx context.Context) error {
 	h, err := i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
 	if err == nil {
 		i.mu.Lock()
-		i.status.Provider, i.fallback = h.Provider, h.Fallback
+		i.status.Provider, i.status.Memory, i.fallback = h.Provider, h.Memory, h.Fallback
 		i.mu.Unlock()
 	}
 	return err
@@ -275,6 +296,9 @@ func (i *instance) watch(ctx context.Context) error {
 
 // end ends a module that does not answer, so that it can be started again.
 func (i *instance) end(ctx context.Context, cause error) error {
+	if shared(&i.module) && i.unload(ctx) == nil {
+		return &probeError{cause} // the others go on
+	}
 	if err := i.target.Stop(ctx, i.id, i.runner.opts.Times.Grace); err != nil {
 		return errors.Join(err, cause)
 	}

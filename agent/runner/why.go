@@ -18,6 +18,7 @@ const (
 	exitModel   = 65
 	exitRuntime = 69
 	exitGolden  = 70
+	exitMemory  = 71
 	exitScript  = 76
 )
 
@@ -60,6 +61,7 @@ type exitError struct {
 	exit     *targets.Exit
 	limit    int64 // of its memory in bytes, 0 for none
 	wasReady bool
+	loading  bool // it is one of several models, and its server goes on
 }
 
 func (e *exitError) Error() string {
@@ -81,7 +83,11 @@ func (e *exitError) Error() string {
 	case e.exit.Code == exitScript:
 		text, most = "its scoring script failed", maxScriptLine
 	case e.exit.Code == exitGolden:
-		text = "its model does not pass its golden inputs"
+		text, most = "its model does not pass its golden inputs", maxScriptLine
+	case e.exit.Code == exitMemory:
+		return strings.ToValidUTF8(e.exit.LastLine[:min(len(e.exit.LastLine), maxLine)], "")
+	case e.loading:
+		text = "its model was not loaded"
 	}
 	if line := strings.TrimSpace(e.exit.LastLine); line != "" {
 		text += ": " + strings.ReplaceAll(strings.ToValidUTF8(line[:min(len(line), most)], ""), lineSeparator, "\n")
@@ -101,6 +107,8 @@ func (e *exitError) reason() atelier.Reason {
 		return atelier.ReasonScriptFailed
 	case e.exit != nil && e.exit.Code == exitGolden:
 		return atelier.ReasonGoldenFailed
+	case e.exit != nil && e.exit.Code == exitMemory:
+		return atelier.ReasonMemoryShort
 	case e.wasReady:
 		return atelier.ReasonCrashed
 	}
@@ -154,6 +162,10 @@ func (i *instance) remedy(why atelier.Why) string {
 		return log + ", and deploy a version that works."
 	case atelier.ReasonStartFailed, atelier.ReasonCrashed, atelier.ReasonProbeFailed:
 		return log + "."
+	case atelier.ReasonMemoryShort:
+		if shared(m) && m.Limits.Memory > 0 {
+			return fmt.Sprintf("Raise the limit of all models of server %s with 'atelier deploy MODEL --memory SIZE', let this one run in another, or deploy a smaller model.", m.Serving.Server)
+		}
 	case atelier.ReasonOutOfMemory:
 		return fmt.Sprintf("Raise the limit with 'atelier deploy %s:%d --name %s --memory SIZE', or deploy a smaller model.", m.Model.Name, m.Model.Version, m.Name)
 	}

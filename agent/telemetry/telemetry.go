@@ -159,7 +159,7 @@ var moduleStates = []atelier.ModuleState{
 }
 
 func moduleMetrics(m *metrics, modules []atelier.ModuleStatus) {
-	var restarts, states []otlp.Point
+	var restarts, states, memory []otlp.Point
 	for i := range modules {
 		byVersion := map[served]int{}
 		for _, slot := range []struct {
@@ -179,6 +179,9 @@ func moduleMetrics(m *metrics, modules []atelier.ModuleStatus) {
 				}
 				states = append(states, point(v, append(labels, "slot", slot.name, "state", string(state))...))
 			}
+			if s.Memory > 0 && s.State() == atelier.Serving {
+				memory = append(memory, point(float64(s.Memory), append(labels, "slot", slot.name)...))
+			}
 			if at, twice := byVersion[key]; twice { // a new rollout of the same version
 				restarts[at].Value += float64(s.Restarts)
 				continue
@@ -188,6 +191,9 @@ func moduleMetrics(m *metrics, modules []atelier.ModuleStatus) {
 		}
 	}
 	m.sum("atelier.module.restarts", "{restart}", "Restarts of the module since its rollout began.", 0, restarts...)
+	if len(memory) > 0 {
+		m.gauge("atelier.module.memory", "By", "Memory that the module's model took when it was loaded, warm and proven.", memory...)
+	}
 	m.gauge("atelier.module.state", "", "1 for the state that the module is in, 0 for the others.", states...)
 }
 

@@ -92,7 +92,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			return fmt.Errorf("cannot use the certificate: %w", err)
 		}
 		opts.TLS = &tls.Config{
-			MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+			MinVersion: tls.VersionTLS12, NextProtos: gateway.TLSProtocols,
 			// Certificates are renewed while the gateway runs.
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 				pair, err := tls.LoadX509KeyPair(c.cert, c.key)

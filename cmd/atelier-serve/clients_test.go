@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/atelier-edge/atelier/serving/enginetest"
@@ -38,5 +39,32 @@ func TestOtherPeoplesClients(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// TestKServeClient lets the kserve Python client, which has an environment of its own, use
+// the program unpatched, over REST and gRPC.
+func TestKServeClient(t *testing.T) {
+	t.Parallel()
+	python := repository + "/.cache/venv-kserve/bin/python"
+	if err := exec.Command(python, "-c", "import importlib.util, sys; sys.exit(not importlib.util.find_spec('kserve'))").Run(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("the kserve client is not installed: %v", err)
+		}
+		t.Skip("the kserve client is not installed; 'make test-tools' installs it")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	startOn(t, client, "http://"+address, "--name", "m", "--model", file(t, "model.onnx", enginetest.Affine(1)), "--runtime", library, "--listen", address)
+	out, err := exec.CommandContext(t.Context(), python, "testdata/kserve_client.py", address).CombinedOutput()
+	if err != nil || !strings.HasSuffix(string(out), "ok\n") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

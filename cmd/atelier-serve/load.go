@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -18,10 +20,14 @@ const unbearable = 10 * time.Millisecond
 
 // load loads the runtime and the model, and warms it.
 func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, error) {
-	library, err := onnxruntime.Load(c.runtime)
-	if err != nil {
-		return nil, &exitError{exitRuntime, err}
+	library := c.library
+	if library == nil {
+		var err error
+		if library, err = onnxruntime.Load(c.runtime); err != nil {
+			return nil, &exitError{exitRuntime, err}
+		}
 	}
+	before := memoryOf(os.Getpid())
 	begin := time.Now()
 	options := onnxruntime.Options{Threads: c.threads, Spin: c.spin, Providers: c.providers}
 	if n := processors(); n < runtime.NumCPU() {
@@ -47,7 +53,9 @@ func load(ctx context.Context, c config, log *slog.Logger) (*serving.Model, erro
 		}
 		log.Warn("requests run one by one", "error", err)
 	}
-	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads, "provider", model.Health.Provider)
+	debug.FreeOSMemory() // what loading left
+	model.Health.Memory = cmp.Or(c.memory, max(memoryOf(os.Getpid())-before, 0))
+	log.Info("loaded", "runtime", library.Version(), "took", time.Since(begin), "inference", inference, "threads", threads, "provider", model.Health.Provider, "memory", atelier.FormatBytes(model.Health.Memory))
 	if why := model.Health.Fallback; why != "" {
 		log.Warn("another execution provider was preferred", "why", why)
 	}

@@ -8,6 +8,9 @@
 // does not give what its golden inputs say (EX_SOFTWARE), and 76 where a scoring
 // script fails (EX_PROTOCOL), the reason on the last line of its standard error. On
 // SIGTERM it finishes the requests that it has.
+//
+// With --server it holds several ONNX models in one process, each on a socket of its own;
+// see server.go.
 package main
 
 import (
@@ -26,6 +29,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving"
+	"github.com/atelier-edge/atelier/serving/onnxruntime"
 )
 
 // The exit codes.
@@ -35,6 +39,7 @@ const (
 	exitModel   = 65
 	exitRuntime = 69
 	exitGolden  = 70
+	exitMemory  = 71 // a server of several models has no room for one; sysexits.h: EX_OSERR
 )
 
 // version is set by the build.
@@ -57,6 +62,14 @@ type config struct {
 	predictor                                     predictorConfig
 	fpga                                          fpgaConfig
 	batching                                      serving.Batching
+	server                                        serverConfig
+	measure                                       bool
+
+	// Where it is one of several in a server:
+	library *onnxruntime.Library
+	memory  int64 // what it was measured to take
+	onReady func()
+	index   func() []serving.IndexEntry
 }
 
 // exitError carries the exit code of a failure.
@@ -77,8 +90,13 @@ func main() {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
 		serve := run
-		if cfg.script.script != "" {
+		switch {
+		case cfg.script.script != "":
 			serve = runScript
+		case cfg.server.socket != "":
+			serve = runServer
+		case cfg.measure:
+			serve = measure
 		}
 		err = serve(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
@@ -113,6 +131,8 @@ func parse(args []string) (config, error) {
 	c.script.flags(flags)
 	c.predictor.flags(flags)
 	c.fpga.flags(flags)
+	c.server.flags(flags)
+	flags.BoolVar(&c.measure, "measure", false, "load, warm and prove the model, write as JSON what memory it takes, and end")
 	if err := flags.Parse(args); err != nil {
 		return c, &exitError{exitUsage, err}
 	}
@@ -121,13 +141,16 @@ func parse(args []string) (config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--providers: %w", err)}
 	}
 	needed := map[string]string{"--name": c.name, "--model": c.model, "--runtime": c.runtime}
+	named := map[string]string{"--name": c.name}
 	switch {
+	case c.server.socket != "":
+		err, needed = c.server.check(&c), map[string]string{"--runtime": c.runtime}
 	case c.fpga.given():
-		err, needed = c.fpga.check(&c), map[string]string{"--name": c.name}
+		err, needed = c.fpga.check(&c), named
 	case c.predictor.given():
-		err, needed = c.predictor.check(&c.script), map[string]string{"--name": c.name}
+		err, needed = c.predictor.check(&c.script), named
 	case c.script.script != "":
-		err, needed = c.script.check(c.golden != ""), map[string]string{"--name": c.name}
+		err, needed = c.script.check(), named
 	}
 	if err != nil {
 		return c, &exitError{exitUsage, err}
@@ -164,6 +187,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	samples, handOver := sampler(c, log)
 	handler.SetSampler(samples)
+	handler.SetIndex(c.index)
 	defer handOver()
 	var answers http.Handler = handler
 	if c.predictor.given() {
@@ -208,6 +232,9 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	handler.SetReady(model)
 	device.model.Store(model)
 	log.Info("ready", "model", c.name, "version", c.version, "listen", listener.Addr().String())
+	if c.onReady != nil {
+		c.onReady()
+	}
 	var failed error
 	select {
 	case err := <-served:

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/serving/python"
 )
 
@@ -40,10 +42,8 @@ func (c *scriptConfig) flags(flags *flag.FlagSet) {
 	flags.DurationVar(&c.initTimeout, "init-timeout", python.DefaultInitTimeout, "give up a script that is not ready after this `DURATION`")
 }
 
-func (c *scriptConfig) check(golden bool) error {
+func (c *scriptConfig) check() error {
 	switch {
-	case golden:
-		return errors.New("--golden is for ONNX files; --script came too")
 	case c.modelDir == "":
 		return errors.New("--script needs --model-dir; see atelier-serve --help")
 	case c.python == "":
@@ -103,6 +103,9 @@ func runScript(ctx context.Context, c config, log *slog.Logger) error {
 		return errors.Join(scriptExit(err), server.Close())
 	}
 	defer pool.Close()
+	if err := proveScript(ctx, c, pool, log); err != nil {
+		return errors.Join(err, server.Close())
+	}
 	if err := handler.SetReady(pool); err != nil {
 		return errors.Join(scriptExit(err), server.Close())
 	}
@@ -143,4 +146,31 @@ func oneLine(text string) string {
 		text = text[:head] + lineSeparator + "[…]" + lineSeparator + text[len(text)-tail:]
 	}
 	return strings.ToValidUTF8(text, "")
+}
+
+// proveScript sends the script its golden inputs, where it has any. Versions of before
+// may have a file of that name that is something of the script's own.
+func proveScript(ctx context.Context, c config, pool *python.Pool, log *slog.Logger) error {
+	if c.golden == "" {
+		return nil
+	}
+	b, err := os.ReadFile(c.golden)
+	if err != nil {
+		return &exitError{exitGolden, err}
+	}
+	golden, err := atelier.ParseGolden(b)
+	if err == nil {
+		err = golden.CheckFor(atelier.VariantPython)
+	}
+	if err != nil {
+		log.Warn("a file is not golden inputs of a scoring script, and is not looked at", "file", c.golden, "error", err)
+		return nil
+	}
+	begin := time.Now()
+	median, err := pool.Prove(ctx, golden)
+	if err != nil {
+		return &exitError{exitGolden, errors.New(oneLine(err.Error()))}
+	}
+	log.Info("passed its golden inputs", "cases", len(golden.Cases), "took", time.Since(begin), "median", median)
+	return nil
 }

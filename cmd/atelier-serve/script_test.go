@@ -37,6 +37,10 @@ func TestScriptExitCodes(t *testing.T) {
 	bad := file(t, "score.py", []byte("def init():\n    print('looks for it')\n    raise FileNotFoundError('weights.bin')\ndef run(d): pass\n"))
 	long := file(t, "score.py", []byte("def init():\n    print('\\n' * 9000)\n    raise ValueError('ü' * 9000)\ndef run(d): pass\n"))
 	hangs := file(t, "score.py", []byte("import time\ntime.sleep(1000)\n"))
+	golden := file(t, "golden.json", []byte(`{"format": 1, "route": "score", "tolerance": {"absolute": 0, "relative": 0}, "cases": [
+		{"name": "two", "request": {"x": 1}, "response": {"y": [1, 2]}}]}`))
+	other := file(t, "score.py", []byte("def init(): pass\ndef run(d): return {'y': [1, 3]}\n"))
+	raises := file(t, "score.py", []byte("def init(): pass\ndef run(d): raise KeyError('z')\n"))
 	dir := filepath.Dir(good)
 	for name, c := range map[string]struct {
 		args []string
@@ -48,6 +52,8 @@ func TestScriptExitCodes(t *testing.T) {
 		"hangs":       {[]string{"--script", hangs, "--model-dir", dir, "--python", python, "--init-timeout", "5s"}, 76, []string{"did not return within 5s", "line 2 in <module>"}},
 		"absent":      {[]string{"--script", dir + "/nowhere.py", "--model-dir", dir, "--python", python}, 76, []string{"No such file"}},
 		"interpreter": {[]string{"--script", good, "--model-dir", dir, "--python", "/nowhere/python"}, 69, []string{"/nowhere/python cannot be started"}},
+		"golden":      {[]string{"--script", other, "--model-dir", dir, "--python", python, "--golden", golden}, 70, []string{`golden input "two": of what was expected, y[1] is 2, this version's 3`}},
+		"raises":      {[]string{"--script", raises, "--model-dir", dir, "--python", python, "--golden", golden}, 70, []string{`golden input "two": run() of the scoring script raised`, "KeyError"}},
 		"usage":       {[]string{"--script", good, "--python", python}, 2, []string{"--script needs --model-dir"}},
 		"negative":    {[]string{"--script", good, "--python", python, "--model-dir", dir, "--workers", "-1"}, 2, []string{"must not be negative"}},
 	} {
@@ -204,5 +210,47 @@ func TestExample(t *testing.T) {
 	}
 	if got != want || !strings.Contains(log.String(), "INFO:root:1 rows") {
 		t.Errorf("it answered %q, want %s\n%s", got, want, log.String())
+	}
+}
+
+// A script that gives what its golden inputs say takes requests, and so does one whose file
+// of that name is something of its own; one that is too slow does not.
+func TestScriptGolden(t *testing.T) {
+	t.Parallel()
+	python := python3(t)
+	script := file(t, "score.py", []byte("import json\ndef init(): pass\ndef run(d): return {'y': [json.loads(d)['x'], 2.00001]}\n"))
+	cases := `{"format": 1, "route": "score", "tolerance": {"absolute": 0.001, "relative": 0}, %s"cases": [{"name": "two", "request": {"x": 1}, "response": {"y": [1, 2.0]}}]}`
+	for name, c := range map[string]struct{ golden, log string }{
+		"passes": {strings.Replace(cases, "%s", `"latency_ms": 60000, `, 1), "passed its golden inputs"},
+		"other":  {`{"of": "its own"}`, "is not golden inputs of a scoring script"},
+		"slow":   {strings.Replace(cases, "%s", `"latency_ms": 0.000001, `, 1), "at the median"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			golden := file(t, "golden.json", []byte(c.golden))
+			socket := filepath.Join(filepath.Dir(golden), "s")
+			cmd := exec.Command(program, "--name", "m", "--script", script, "--model-dir", filepath.Dir(script), "--python", python, "--golden", golden, "--listen", "unix:"+socket)
+			var log bytes.Buffer
+			cmd.Stderr = &log
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() { _ = cmd.Wait(); close(ended) }() // its log says how
+			for ready := false; !ready; {
+				select {
+				case <-ended:
+					ready = true
+				case <-time.After(5 * time.Millisecond):
+					status, _, err := ask(t.Context(), socket, http.MethodGet, "/v2/health/ready", "")
+					ready = err == nil && status == http.StatusOK
+				}
+			}
+			_ = cmd.Process.Signal(syscall.SIGTERM) // one that was too slow has ended
+			<-ended
+			if !strings.Contains(log.String(), c.log) {
+				t.Errorf("%q was expected in\n%s", c.log, log.String())
+			}
+		})
 	}
 }

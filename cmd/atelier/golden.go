@@ -24,6 +24,7 @@ const answerTime = time.Minute
 func (a *app) modelGolden() *cobra.Command {
 	var (
 		inputs, endpoint, url, key, output string
+		route                              string
 		tolerance                          = atelier.DefaultTolerance
 		latency                            time.Duration
 	)
@@ -36,9 +37,13 @@ output is not what it should be, or the median time is longer than --latency, th
 'atelier why' says which output it was.
 
 FILE is a list of inference requests of Open Inference Protocol v2, in JSON: [{"id": "three", "inputs": [...]}, ...]. The id names the case. The
-reference is an endpoint of the workspace (--endpoint, the model's name by default), or any server of the protocol (--url, up to but not with /v2).`,
+reference is an endpoint of the workspace (--endpoint, the model's name by default), or any server of the protocol (--url, up to but not with /v2).
+
+For a scoring script, --route score sends each item of FILE as the body of a POST /score, and keeps the whole answer: [{"data": [[2, 1, 1]]}, ...]. Its
+cases are named by their place.`,
 		Example: `  atelier model golden digits --inputs inputs.json
-  atelier model golden digits --inputs inputs.json --url http://127.0.0.1:8000 --latency 20ms --output export/golden.json`,
+  atelier model golden digits --inputs inputs.json --url http://127.0.0.1:8000 --latency 20ms --output export/golden.json
+  atelier model golden churn --route score --inputs bodies.json --output churn/golden.json`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			switch {
@@ -46,6 +51,8 @@ reference is an endpoint of the workspace (--endpoint, the model's name by defau
 				return errUsage{errors.New("--inputs is missing: a file of inference requests; see 'atelier model golden --help'")}
 			case endpoint != "" && url != "":
 				return errUsage{errors.New("--endpoint and --url do not go together; one of them answers")}
+			case route != "infer" && route != atelier.GoldenScore:
+				return errUsage{fmt.Errorf("--route is %q; infer or score was expected", route)}
 			case latency < 0:
 				return errUsage{fmt.Errorf("--latency is %v; it must not be negative", latency)}
 			}
@@ -53,13 +60,16 @@ reference is an endpoint of the workspace (--endpoint, the model's name by defau
 			if err != nil {
 				return err
 			}
-			ref := reference{model: args[0], url: strings.TrimSuffix(url, "/"), key: key}
+			ref := reference{model: args[0], url: strings.TrimSuffix(url, "/"), key: key, score: route == atelier.GoldenScore}
 			if url == "" {
 				if ref.url, ref.key, err = a.reference(cmd.Context(), cmp.Or(endpoint, args[0])); err != nil {
 					return err
 				}
 			}
 			golden := atelier.NewGolden(tolerance, latency)
+			if ref.score {
+				golden.Route = atelier.GoldenScore
+			}
 			for i, request := range requests {
 				c, err := ref.record(cmd.Context(), i, request)
 				if err != nil {
@@ -90,6 +100,7 @@ reference is an endpoint of the workspace (--endpoint, the model's name by defau
 	f.StringVar(&inputs, "inputs", "", "the `FILE` of inputs, - for standard input")
 	f.StringVar(&endpoint, "endpoint", "", "the endpoint that answers (default: the model's name)")
 	f.StringVar(&url, "url", "", "instead of an endpoint, the `URL` of a server of Open Inference Protocol v2")
+	f.StringVar(&route, "route", "infer", "infer, or score for a scoring script")
 	f.StringVar(&key, "key", "", "the key that the server of --url asks for")
 	f.StringVar(&output, "output", atelier.GoldenPath, "the `FILE` to write, - for standard output")
 	f.DurationVar(&latency, "latency", 0, "bound of the median time of an inference on a device (0: none)")
@@ -144,20 +155,26 @@ func (a *app) reference(ctx context.Context, endpoint string) (url, key string, 
 }
 
 // reference is a server that answers what is right.
-type reference struct{ model, url, key string }
+type reference struct {
+	model, url, key string
+	score           bool // it is asked by POST /score
+}
 
 // record sends one input and keeps the outputs that come back.
 func (r *reference) record(ctx context.Context, number int, request json.RawMessage) (c atelier.GoldenCase, err error) {
 	var head struct {
 		ID string `json:"id"`
 	}
-	if err := json.Unmarshal(request, &head); err != nil {
+	if err := json.Unmarshal(request, &head); err != nil && !r.score {
 		return c, atelier.Errorf(atelier.Invalid, "input %d is no inference request: %w", number+1, err)
+	}
+	at := r.url + "/v2/models/" + r.model + "/infer"
+	if r.score {
+		at, head.ID = r.url+"/score", ""
 	}
 	c = atelier.GoldenCase{Name: cmp.Or(head.ID, fmt.Sprintf("case %d", number+1)), Request: request}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	at := r.url + "/v2/models/" + r.model + "/infer"
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, bytes.NewReader(request))
 	if err != nil {
 		return c, atelier.Errorf(atelier.Invalid, "%w", err)
@@ -176,6 +193,12 @@ func (r *reference) record(ctx context.Context, number int, request json.RawMess
 	}
 	if res.StatusCode != http.StatusOK {
 		return c, atelier.Errorf(atelier.Invalid, "%s answered %s to input %q: %.500s", at, res.Status, c.Name, body)
+	}
+	if r.score {
+		if c.Response = body; !json.Valid(body) {
+			return c, atelier.Errorf(atelier.Invalid, "%s answered no JSON to input %q: %.500s", at, c.Name, body)
+		}
+		return c, nil
 	}
 	var answer struct {
 		Outputs []json.RawMessage `json:"outputs"`

@@ -14,7 +14,7 @@ import (
 type servingFlags struct {
 	maxBatch, threads, concurrency, workers int
 	maxDelay, deadline                      time.Duration
-	workerMemory, providers                 string
+	workerMemory, providers, server         string
 
 	change *atelier.ServingChange // nil where nothing was given; read fills it in
 }
@@ -27,6 +27,7 @@ func (f *servingFlags) add(flags *pflag.FlagSet) {
 	flags.IntVar(&f.workers, "workers", 0, "processes that run a scoring script")
 	flags.StringVar(&f.workerMemory, "worker-memory", "", "memory at which one of them is replaced, such as 512MiB")
 	flags.StringVar(&f.providers, "providers", "", "what an ONNX model may run on, the preferred one first: cuda,cpu for example")
+	flags.StringVar(&f.server, "server", "", "run the ONNX model in one process with those of other deployments that name the same server, a `NAME` ('' for a process of its own)")
 	flags.DurationVar(&f.deadline, "deadline", 0, "how long one request may take")
 }
 
@@ -38,6 +39,7 @@ func (f *servingFlags) read(flags *pflag.FlagSet) error {
 	given(flags, "concurrency", &c.Concurrency, f.concurrency)
 	given(flags, "workers", &c.Workers, f.workers)
 	given(flags, "providers", &c.Providers, f.providers)
+	given(flags, "server", &c.Server, f.server)
 	given(flags, "max-delay", &c.MaxDelay, millis(f.maxDelay))
 	given(flags, "deadline", &c.Deadline, millis(f.deadline))
 	if flags.Changed("worker-memory") {

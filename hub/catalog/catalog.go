@@ -344,6 +344,8 @@ const (
 	Served Part = ""       // the version that serves
 	Held   Part = "staged" // the one that is prefetched
 	Tried  Part = "trial"  // the one that runs beside the first
+	// Collected are the requests that shall be recorded.
+	Collected Part = "data"
 )
 
 // Unmet is a deployment of which a device cannot do a part, and why.
@@ -352,12 +354,13 @@ type Unmet struct {
 	Name       string      `json:"name"`
 	Staged     bool        `json:"staged,omitempty"` // the part is Held
 	Trial      bool        `json:"trial,omitempty"`  // the part is Tried
+	Data       bool        `json:"data,omitempty"`   // the part is Collected
 	Why        atelier.Why `json:"why"`
 }
 
 // NewUnmet says that a device cannot do a part of a deployment.
 func NewUnmet(deployment, name string, part Part, why atelier.Why) Unmet {
-	return Unmet{Deployment: deployment, Name: name, Staged: part == Held, Trial: part == Tried, Why: why}
+	return Unmet{Deployment: deployment, Name: name, Staged: part == Held, Trial: part == Tried, Data: part == Collected, Why: why}
 }
 
 // Part returns the part that the device cannot do.
@@ -367,6 +370,8 @@ func (u *Unmet) Part() Part {
 		return Held
 	case u.Trial:
 		return Tried
+	case u.Data:
+		return Collected
 	}
 	return Served
 }

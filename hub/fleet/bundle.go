@@ -246,7 +246,7 @@ func runs(tx store.Tx, workspace string, spec BundleSpec, d *atelier.Device, sta
 			return err
 		}
 		for _, u := range state.Unmet {
-			if u.Deployment == dep.ID {
+			if u.Deployment == dep.ID && u.Part() != catalog.Collected {
 				return atelier.Errorf(atelier.Conflict, "device %q cannot run deployment %q, %s: %s", d.Name, dep.Name, u.Why.Reason(), u.Why.Message()).
 					WithRemedy("%s", u.Why.Remedy())
 			}

@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -30,6 +31,19 @@ func TestCollectionIsNoRollout(t *testing.T) {
 		}
 		able.serves(changed)
 		old.serves(changed)
+		eventually(t, func() string {
+			w, err := h.fleet.Why(h.ctx, ws, old.id)
+			if err != nil {
+				return err.Error()
+			}
+			told := slices.ContainsFunc(w.Findings, func(f fleet.Finding) bool {
+				return f.Subject == "collecting of digits" && f.Why.Reason() == atelier.ReasonUnsupportedFeature
+			})
+			if told != (c.Share > 0) {
+				return fmt.Sprintf("with a share of %v an old agent's findings are %+v", c.Share, w.Findings)
+			}
+			return ""
+		})
 		for _, d := range []*device{able, old} {
 			eventually(t, func() string {
 				var m *atelier.Collection

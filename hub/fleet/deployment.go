@@ -68,6 +68,9 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 		if d, err = f.apply(tx, workspace, base, spec); err != nil {
 			return err
 		}
+		if err := checkServer(tx, workspace, &base, &d); err != nil {
+			return err
+		}
 		if d.VersionID != "" {
 			if err := f.newRollout(tx, workspace, &d, atelier.NewID(), access.PrincipalFrom(ctx).Actor()); err != nil {
 				return err
@@ -170,6 +173,9 @@ func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, sp
 		return d, err
 	}
 	if d, err = f.apply(tx, workspace, old, spec); err != nil {
+		return d, err
+	}
+	if err := checkServer(tx, workspace, &old, &d); err != nil {
 		return d, err
 	}
 	if !sameContent(&old, &d) && d.VersionID != "" {

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -130,6 +131,10 @@ func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (w wanted) {
 				w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Served, *why))
 			} else {
 				w.modules = append(w.modules, m)
+				if c := dep.Collect; c != nil && c.Share > 0 && m.Collect == nil {
+					w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Collected, atelier.Because(atelier.ReasonUnsupportedFeature,
+						fmt.Sprintf("Deployment %s collects data, and the agent on %s does not know how to; what it serves is not affected.", dep.Name, d.Name))))
+				}
 				if dep.trial != nil {
 					p.addTrial(&w, dep, d, held)
 				}
@@ -199,11 +204,15 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 		m.Model.Variant, m.Runtime = held[i].Model.Variant, held[i].Runtime
 		return m, nil
 	}
-	variant, runtime, why := p.choose(&dep.version, d)
+	variant, runtime, why := p.choose(&dep.version, d, dep.Serving.Providers)
 	if why != nil {
 		return m, why
 	}
-	if variant.HasGolden() && !slices.Contains(d.Facts.Features, atelier.FeatureGolden) {
+	proves := atelier.FeatureGolden
+	if variant.Kind == atelier.VariantPython {
+		proves = atelier.FeatureGoldenScripts
+	}
+	if variant.HasGolden() && !slices.Contains(d.Facts.Features, proves) {
 		return no(atelier.ReasonUnsupportedFeature, "Version %d of %s has golden inputs, and the agent on %s does not know how to run them.", dep.Version, dep.Model, d.Name)
 	}
 	if !dep.Serving.IsZero() && !slices.Contains(d.Facts.Features, atelier.FeatureServing) {
@@ -211,6 +220,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	if !carries && (len(dep.Routes) > 0 || p.twins.of(dep.ID, d.ID) != nil) {
 		return no(atelier.ReasonUnsupportedFeature, "Deployment %s has routes or a twin, and the agent on %s does not know how to carry messages.", dep.Name, d.Name)
+	}
+	if dep.Serving.Server != "" && !slices.Contains(d.Facts.Features, atelier.FeatureServer) {
+		return no(atelier.ReasonUnsupportedFeature, "Deployment %s shares the model server %s with others, and the agent on %s does not know how to run several models in one.", dep.Name, dep.Serving.Server, d.Name)
 	}
 	// The signature is for those who call the model; the device reads its own
 	// out of the model.
@@ -230,8 +242,8 @@ func fits(m *atelier.Module, d *atelier.Device) bool {
 }
 
 // choose returns the first variant that the device can run, with the newest
-// runtime for it, or why there is none.
-func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *atelier.ModuleRuntime, *atelier.Why) {
+// runtime for it that brings what the deployment prefers to run on, or why there is none.
+func (p *plan) choose(v *atelier.Version, d *atelier.Device, providers string) (atelier.Variant, *atelier.ModuleRuntime, *atelier.Why) {
 	platform := d.Facts.OS + "/" + d.Facts.Arch
 	why := atelier.Because(atelier.ReasonVariantMissing, fmt.Sprintf("Version %d of %s has no variant for %s.", v.Number, v.Model, platform))
 	for _, variant := range v.Variants {
@@ -260,7 +272,7 @@ func (p *plan) choose(v *atelier.Version, d *atelier.Device) (atelier.Variant, *
 				WithRemedy("Install what is missing on the device and restart its agent ('atelier-agent check' says whether it is enough), or choose another device.")
 			continue
 		}
-		if rt := p.runtime(r.Runtime, d); rt != nil {
+		if rt := p.runtime(r.Runtime, d, providers); rt != nil {
 			return variant, &atelier.ModuleRuntime{Name: rt.Name, Version: rt.Version, Entry: rt.Entry, Files: rt.Files}, nil
 		}
 		why = atelier.Because(atelier.ReasonRuntimeMissing, fmt.Sprintf("No %s is registered in the hub for %s, which %s is; %s.", r.Runtime, platform, d.Name, p.platforms(r.Runtime))).
@@ -279,16 +291,38 @@ func supports(d *atelier.Device, runtime string) (why string, ok bool) {
 	return "its agent does not say that it can.", false
 }
 
-// runtime returns the newest runtime with the name for the device's platform.
-func (p *plan) runtime(name string, d *atelier.Device) *atelier.Runtime {
-	var best *atelier.Runtime
-	for i := range p.runtimes {
-		r := &p.runtimes[i]
-		if r.Name == name && r.OS == d.Facts.OS && r.Arch == d.Facts.Arch && (best == nil || newer(r.Version, best.Version)) {
-			best = r
+// runtime returns the newest runtime with the name for the device's platform: of those that
+// bring the provider that is preferred most, where any brings one of them.
+func (p *plan) runtime(name string, d *atelier.Device, providers string) *atelier.Runtime {
+	newest := func(has func(*atelier.Runtime) bool) (best *atelier.Runtime) {
+		for i := range p.runtimes {
+			r := &p.runtimes[i]
+			if r.Name == name && r.OS == d.Facts.OS && r.Arch == d.Facts.Arch && has(r) && (best == nil || newer(r.Version, best.Version)) {
+				best = r
+			}
+		}
+		return best
+	}
+	for _, provider := range strings.Split(providers, ",") {
+		if !slices.Contains(providersInFiles, provider) {
+			break // every runtime may bring it
+		}
+		if r := newest(func(r *atelier.Runtime) bool { return brings(r, provider) }); r != nil {
+			return r
 		}
 	}
-	return best
+	return newest(func(*atelier.Runtime) bool { return true })
+}
+
+// providersInFiles are execution providers that come in a file of their own.
+var providersInFiles = []string{"cuda", "tensorrt", "openvino"}
+
+// brings reports whether a runtime has the file of such a provider, by the name that ONNX
+// Runtime loads it by.
+func brings(r *atelier.Runtime, provider string) bool {
+	return slices.ContainsFunc(r.Files, func(f atelier.File) bool {
+		return strings.HasPrefix(path.Base(f.Path), "libonnxruntime_providers_"+provider+".")
+	})
 }
 
 // platforms says what platforms a runtime is registered for.

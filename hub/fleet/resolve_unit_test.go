@@ -29,7 +29,7 @@ func TestChooseScript(t *testing.T) {
 		"old agent":        {atelier.Facts{OS: "linux", Arch: "amd64", Glibc: "2.36"}, atelier.ReasonUnsupportedFeature},
 		"another platform": {atelier.Facts{OS: "linux", Arch: "riscv64", Features: python}, atelier.ReasonVariantMissing},
 	} {
-		got, runtime, why := (&plan{}).choose(v, &atelier.Device{Meta: atelier.Meta{Name: "press"}, Facts: c.facts})
+		got, runtime, why := (&plan{}).choose(v, &atelier.Device{Meta: atelier.Meta{Name: "press"}, Facts: c.facts}, "")
 		switch {
 		case c.reason == "" && (why != nil || runtime != nil || got.Environment == nil || got.Environment.Artifact.Path != c.facts.Arch):
 			t.Errorf("%s: %+v %v %v", name, got, runtime, why)
@@ -46,12 +46,38 @@ func TestChooseModelInPython(t *testing.T) {
 	for _, kind := range []string{atelier.VariantMLflow, atelier.VariantPickle} {
 		v := &atelier.Version{Model: "iris", Number: 1, Variants: []atelier.Variant{{Kind: kind, Environment: &atelier.VariantEnvironment{NeedsGlibc: "2.36"}}}}
 		d := &atelier.Device{Facts: atelier.Facts{OS: "linux", Arch: "amd64", Glibc: "2.36", Features: []string{atelier.FeaturePython}}}
-		if _, _, why := (&plan{}).choose(v, d); why == nil || why.Reason() != atelier.ReasonUnsupportedFeature {
+		if _, _, why := (&plan{}).choose(v, d, ""); why == nil || why.Reason() != atelier.ReasonUnsupportedFeature {
 			t.Errorf("%s for an old agent: %v", kind, why)
 		}
 		d.Facts.Features = append(d.Facts.Features, atelier.FeaturePredictors)
-		if got, _, why := (&plan{}).choose(v, d); why != nil || got.Kind != kind {
+		if got, _, why := (&plan{}).choose(v, d, ""); why != nil || got.Kind != kind {
 			t.Errorf("%s: %+v, %v", kind, got, why)
+		}
+	}
+}
+
+// A deployment that prefers a provider gets the newest runtime that brings it.
+func TestRuntimeBringsProvider(t *testing.T) {
+	t.Parallel()
+	d := &atelier.Device{}
+	d.Facts.OS, d.Facts.Arch = "linux", "amd64"
+	runtime := func(version string, files ...string) atelier.Runtime {
+		r := atelier.Runtime{Version: version, OS: "linux", Arch: "amd64"}
+		r.Name = atelier.RuntimeONNX
+		for _, path := range append(files, "libonnxruntime.so") {
+			r.Files = append(r.Files, atelier.File{Path: path})
+		}
+		return r
+	}
+	p := &plan{runtimes: []atelier.Runtime{
+		runtime("1.20.0", "libonnxruntime_providers_cuda.so"), runtime("1.21.0", "libonnxruntime_providers_cuda.so"),
+		runtime("1.22.0", "lib/libonnxruntime_providers_openvino.so"), runtime("1.30.0"),
+	}}
+	for providers, want := range map[string]string{
+		"": "1.30.0", "cpu": "1.30.0", "cpu,cuda": "1.30.0", "cuda,cpu": "1.21.0", "openvino,cpu": "1.22.0", "tensorrt,cuda,cpu": "1.21.0", "tensorrt,cpu": "1.30.0",
+	} {
+		if r := p.runtime(atelier.RuntimeONNX, d, providers); r == nil || r.Version != want {
+			t.Errorf("for %q it is %+v, %s was expected", providers, r, want)
 		}
 	}
 }

@@ -179,7 +179,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 		}
 		for _, slot := range []*atelier.SlotStatus{reported.Candidate, reported.Current} {
 			if slot != nil && slot.Rollout == m.Rollout {
-				s.Received, s.Way, s.Provider = slot.Received, slot.Way, slot.Provider
+				s.Received, s.Way, s.Provider, s.Memory = slot.Received, slot.Way, slot.Provider, slot.Memory
 				s.Standing, s.Fetched, s.Restarts = p.withWindow(slot.Standing), slot.Fetched, slot.Restarts
 				if slot.Size > 0 {
 					s.Size = slot.Size

@@ -93,7 +93,7 @@ func (p *picture) findings(now time.Time) []Finding {
 		add("desired state", p.behindWhy())
 	}
 	for _, u := range p.desired.Unmet {
-		subject := map[catalog.Part]string{catalog.Served: "deployment ", catalog.Held: "prefetch for ", catalog.Tried: "trial in "}[u.Part()]
+		subject := map[catalog.Part]string{catalog.Served: "deployment ", catalog.Held: "prefetch for ", catalog.Tried: "trial in ", catalog.Collected: "collecting of "}[u.Part()]
 		add(subject+u.Name, u.Why)
 	}
 	for i := range p.desired.Modules {

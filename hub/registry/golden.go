@@ -11,7 +11,7 @@ import (
 // checkGolden reads the version's golden inputs, where it has any, so that whoever
 // registers it hears of a mistake and not each device. Whether the model passes them
 // only a device can tell.
-func (r *Registry) checkGolden(files []atelier.File) (err error) {
+func (r *Registry) checkGolden(kind string, files []atelier.File) (err error) {
 	at := slices.IndexFunc(files, func(f atelier.File) bool { return f.Path == atelier.GoldenPath })
 	if at < 0 {
 		return nil
@@ -25,9 +25,10 @@ func (r *Registry) checkGolden(files []atelier.File) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := atelier.ParseGolden(text); err != nil {
+	golden, err := atelier.ParseGolden(text)
+	if err != nil {
 		return atelier.Errorf(atelier.CodeOf(err), "%w", err).WithField("files").
 			WithRemedy("Record it anew with 'atelier model golden', or register the version without it.")
 	}
-	return nil
+	return golden.CheckFor(kind)
 }

@@ -43,7 +43,7 @@ func (r *Registry) pythonVariants(ctx context.Context, workspace string, n NewVe
 	for i := range variants {
 		variants[i].Signature = signature
 	}
-	return variants, errors.Join(err, r.checkGolden(files))
+	return variants, errors.Join(err, r.checkGolden(n.Kind, files))
 }
 
 // checkPython checks what of a variant in Python can be told before its files are

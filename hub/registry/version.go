@@ -106,10 +106,6 @@ func sizeOf(variants []atelier.Variant) (size int64) {
 // environment, else one.
 func (r *Registry) variants(ctx context.Context, workspace string, n NewVersion) ([]atelier.Variant, error) {
 	if (&atelier.Variant{Kind: n.Kind}).InPython() {
-		if n.Kind == atelier.VariantPython && (&atelier.Variant{Files: n.Files}).HasGolden() {
-			return nil, atelier.Errorf(atelier.Unsupported, "%s is among the files, and scoring scripts have no golden inputs yet", atelier.GoldenPath).WithField("files").
-				WithRemedy("Register the version without it.")
-		}
 		return r.pythonVariants(ctx, workspace, n)
 	}
 	if n.Environment != "" {
@@ -147,7 +143,7 @@ func (r *Registry) variant(ctx context.Context, workspace string, n NewVersion) 
 	if v.Signature, err = r.readONNX(entry, v.Files); err != nil {
 		return v, err
 	}
-	return v, r.checkGolden(v.Files)
+	return v, r.checkGolden(v.Kind, v.Files)
 }
 
 // entryOf returns the file that the engine loads: the one that was named, or the

@@ -16,14 +16,14 @@ var sizes = map[string]int{
 // binary compares tensors in binary form, of one type and shape.
 func (c *comparison) binary(a, b tensor) *difference {
 	if len(a.binary) != len(b.binary) && a.datatype != "BYTES" {
-		return &difference{text: fmt.Sprintf("has %d bytes, the shadow's %d", len(a.binary), len(b.binary))}
+		return &difference{text: fmt.Sprintf("has %d bytes, %s's %d", len(a.binary), c.other, len(b.binary))}
 	}
 	size := sizes[a.datatype]
 	if size == 0 || len(a.binary)%size != 0 { // texts among them
 		if string(a.binary) == string(b.binary) {
 			return nil
 		}
-		return &difference{text: "is not the shadow's"}
+		return &difference{text: "is not " + c.other + "'s"}
 	}
 	for i := 0; i < len(a.binary); i += size {
 		x, y := word(a.binary[i:i+size]), word(b.binary[i:i+size])
@@ -33,9 +33,9 @@ func (c *comparison) binary(a, b tensor) *difference {
 		var d *difference
 		switch f, g := toFloat(a.datatype, x), toFloat(a.datatype, y); {
 		case !fractions[a.datatype] && !c.integersNear(a.datatype, x, y):
-			d = differ(integer(a.datatype, x), integer(a.datatype, y))
+			d = c.differ(integer(a.datatype, x), integer(a.datatype, y))
 		case fractions[a.datatype] && !c.near(f, g):
-			d = differ(strconv.FormatFloat(f, 'g', -1, 64), strconv.FormatFloat(g, 'g', -1, 64))
+			d = c.differ(strconv.FormatFloat(f, 'g', -1, 64), strconv.FormatFloat(g, 'g', -1, 64))
 		default:
 			continue
 		}

@@ -1,6 +1,6 @@
 // Package compare tells whether two versions of a model gave the same answer to a
 // request, up to a tolerance. It knows the forms in which models answer: tensors of
-// Open Inference Protocol v2, in JSON and in binary form, and any other JSON. All else is
+// Open Inference Protocol v2, in JSON, in binary form and in protobuf, and any other JSON. All else is
 // the same where its bytes are.
 //
 // Answers are taken for hostile: whatever they hold, a comparison ends, and takes no more
@@ -36,29 +36,39 @@ type Answer struct {
 // given, by more than the tolerance; "" where it does not. Of answers that tell of a
 // failure only the status counts.
 func Difference(given, shadow *Answer, t atelier.Tolerance) string {
-	if given.Status != shadow.Status {
-		return fmt.Sprintf("the status is %d, the shadow's %d", given.Status, shadow.Status)
+	return Between(given, shadow, "the shadow", t)
+}
+
+// Between is Difference of any two answers; name says in words who gave the other one.
+func Between(given, other *Answer, name string, t atelier.Tolerance) string {
+	if given.Status != other.Status {
+		return fmt.Sprintf("the status is %d, %s's %d", given.Status, name, other.Status)
 	}
-	if given.Status/100 != 2 || given.HeaderLength == shadow.HeaderLength && bytes.Equal(given.Body, shadow.Body) {
+	if given.Status/100 != 2 || given.HeaderLength == other.HeaderLength && bytes.Equal(given.Body, other.Body) {
 		return ""
 	}
 	a, aOK := parse(given)
-	b, bOK := parse(shadow)
+	b, bOK := parse(other)
+	c := comparison{t, name}
 	if !aOK || !bOK {
-		return differentBytes(given.Body, shadow.Body)
+		return c.bytes(given.Body, other.Body)
 	}
-	c := comparison{t}
 	return c.answers(&a, &b)
 }
 
 // parsed is an answer that is JSON, perhaps with binary tensors behind it.
 type parsed struct {
-	value any
-	tail  []byte // of binary tensors
+	value   any
+	tail    []byte            // of binary tensors
+	outputs map[string]tensor // of a call of gRPC, which has neither
 }
 
 // parse reads an answer; false where it is not in a form that can be.
 func parse(a *Answer) (p parsed, ok bool) {
+	if a.Type == TypeGRPC {
+		p.outputs, ok = callTensors(a.Body)
+		return p, ok
+	}
 	head := a.Body
 	if a.HeaderLength != "" {
 		n, err := strconv.Atoi(a.HeaderLength)
@@ -78,9 +88,9 @@ func parse(a *Answer) (p parsed, ok bool) {
 	return p, err == io.EOF
 }
 
-func differentBytes(a, b []byte) string {
+func (c *comparison) bytes(a, b []byte) string {
 	if len(a) != len(b) {
-		return fmt.Sprintf("the answer has %d bytes, the shadow's %d", len(a), len(b))
+		return fmt.Sprintf("the answer has %d bytes, %s's %d", len(a), c.other, len(b))
 	}
 	for i := range a {
 		if a[i] != b[i] {
@@ -90,7 +100,11 @@ func differentBytes(a, b []byte) string {
 	return ""
 }
 
-type comparison struct{ tolerance atelier.Tolerance }
+// comparison is of what was given with what another gave.
+type comparison struct {
+	tolerance atelier.Tolerance
+	other     string // who that is, in words
+}
 
 // answers compares answers of Open Inference Protocol by their outputs, and all other by
 // all that they have.
@@ -104,12 +118,12 @@ func (c *comparison) answers(a, b *parsed) string {
 		return c.values(a.value, b.value, unknown).String()
 	}
 	if len(x) != len(y) {
-		return fmt.Sprintf("there are %d outputs, the shadow has %d", len(x), len(y))
+		return fmt.Sprintf("there are %d outputs, %s has %d", len(x), c.other, len(y))
 	}
 	for _, name := range sortedKeys(x) {
 		other, ok := y[name]
 		if !ok {
-			return fmt.Sprintf("the shadow has no output %q", clip(name))
+			return fmt.Sprintf("%s has no output %q", c.other, clip(name))
 		}
 		if d := c.tensors(x[name], other); d != nil {
 			return d.at("outputs." + clip(name)).String()
@@ -129,6 +143,9 @@ type tensor struct {
 // tensors returns the outputs of an answer of Open Inference Protocol by their names;
 // false where it is none.
 func tensors(p *parsed) (map[string]tensor, bool) {
+	if p.outputs != nil {
+		return p.outputs, true
+	}
 	object, _ := p.value.(map[string]any)
 	list, ok := object["outputs"].([]any)
 	if !ok {
@@ -175,9 +192,9 @@ func shapeOf(v any) ([]int64, bool) {
 func (c *comparison) tensors(a, b tensor) *difference {
 	switch {
 	case a.datatype != b.datatype:
-		return &difference{text: fmt.Sprintf("is of the type %s, the shadow's of %s", clip(a.datatype), clip(b.datatype))}
+		return &difference{text: fmt.Sprintf("is of the type %s, %s's of %s", clip(a.datatype), c.other, clip(b.datatype))}
 	case !slices.Equal(a.shape, b.shape):
-		return &difference{text: fmt.Sprintf("has the shape %s, the shadow's %s", clip(fmt.Sprint(a.shape)), clip(fmt.Sprint(b.shape)))}
+		return &difference{text: fmt.Sprintf("has the shape %s, %s's %s", clip(fmt.Sprint(a.shape)), c.other, clip(fmt.Sprint(b.shape)))}
 	case (a.binary == nil) != (b.binary == nil):
 		return &difference{text: "is in binary form in one of the answers, and in JSON in the other"}
 	case a.binary != nil:
@@ -215,7 +232,7 @@ func (c *comparison) values(a, b any, k kind) *difference {
 	case []any:
 		y, ok := b.([]any)
 		if ok && len(x) != len(y) {
-			return &difference{text: fmt.Sprintf("has %d items, the shadow's %d", len(x), len(y))}
+			return &difference{text: fmt.Sprintf("has %d items, %s's %d", len(x), c.other, len(y))}
 		}
 		if ok {
 			for i := range x {
@@ -230,14 +247,14 @@ func (c *comparison) values(a, b any, k kind) *difference {
 			return nil
 		}
 	}
-	return differ(inJSON(a), inJSON(b))
+	return c.differ(inJSON(a), inJSON(b))
 }
 
 func (c *comparison) objects(a, b map[string]any, k kind) *difference {
 	for _, name := range sortedKeys(a) {
 		other, ok := b[name]
 		if !ok {
-			return &difference{text: fmt.Sprintf("has the field %q, the shadow's has not", clip(name))}
+			return &difference{text: fmt.Sprintf("has the field %q, %s's has not", clip(name), c.other)}
 		}
 		if d := c.values(a[name], other, k); d != nil {
 			return d.at("." + clip(name))
@@ -245,7 +262,7 @@ func (c *comparison) objects(a, b map[string]any, k kind) *difference {
 	}
 	for _, name := range sortedKeys(b) {
 		if _, ok := a[name]; !ok {
-			return &difference{text: fmt.Sprintf("has no field %q, the shadow's has", clip(name))}
+			return &difference{text: fmt.Sprintf("has no field %q, %s's has", clip(name), c.other)}
 		}
 	}
 	return nil
@@ -261,14 +278,14 @@ func (c *comparison) numbers(a, b json.Number, k kind) *difference {
 		if c.wholeNear(x, y) {
 			return nil
 		}
-		return differ(a.String(), b.String())
+		return c.differ(a.String(), b.String())
 	}
 	f, fErr := a.Float64()
 	g, gErr := b.Float64()
 	if k != whole && fErr == nil && gErr == nil && c.near(f, g) {
 		return nil
 	}
-	return differ(a.String(), b.String())
+	return c.differ(a.String(), b.String())
 }
 
 // near reports whether got is near enough to what was given.
@@ -294,8 +311,8 @@ type difference struct {
 	text string // what is said of the place
 }
 
-func differ(given, shadow string) *difference {
-	return &difference{text: fmt.Sprintf("is %s, the shadow's %s", clip(given), clip(shadow))}
+func (c *comparison) differ(given, other string) *difference {
+	return &difference{text: fmt.Sprintf("is %s, %s's %s", clip(given), c.other, clip(other))}
 }
 
 // at says that d is at a step below.

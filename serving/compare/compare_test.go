@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	atelier "github.com/atelier-edge/atelier"
 )
 
@@ -75,6 +77,79 @@ func TestDifference(t *testing.T) {
 			t.Errorf("%s: the difference is %q, %q was expected", name, got, tc.want)
 		}
 	}
+}
+
+// ofCall is an answer to a call of gRPC with one output, y, raw or in contents of its type.
+func ofCall(datatype string, shape []uint64, raw []byte, contents []byte) *Answer {
+	output := protowire.AppendString(protowire.AppendTag(nil, outputName, protowire.BytesType), "y")
+	output = protowire.AppendString(protowire.AppendTag(output, outputDatatype, protowire.BytesType), datatype)
+	for _, d := range shape {
+		output = protowire.AppendVarint(protowire.AppendTag(output, outputShape, protowire.VarintType), d)
+	}
+	if contents != nil {
+		output = protowire.AppendBytes(protowire.AppendTag(output, outputContents, protowire.BytesType), contents)
+	}
+	message := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "m")
+	message = protowire.AppendBytes(protowire.AppendTag(message, responseOutputs, protowire.BytesType), output)
+	if raw != nil {
+		message = protowire.AppendBytes(protowire.AppendTag(message, responseRaw, protowire.BytesType), raw)
+	}
+	return &Answer{Status: 200, Type: TypeGRPC, Body: message}
+}
+
+func TestDifferenceOfCalls(t *testing.T) {
+	t.Parallel()
+	tolerance := atelier.Tolerance{Absolute: 0.01}
+	var one, two []byte
+	for _, f := range []float32{1, 2} {
+		one = binary.LittleEndian.AppendUint32(one, math.Float32bits(f))
+		two = binary.LittleEndian.AppendUint32(two, math.Float32bits(f+0.5))
+	}
+	typed := protowire.AppendBytes(protowire.AppendTag(nil, 6, protowire.BytesType), one) // fp32_contents, packed
+	minus := protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), math.MaxUint64)
+	text := func(s string) []byte {
+		return protowire.AppendString(protowire.AppendTag(nil, 8, protowire.BytesType), s)
+	}
+	shape := []uint64{2}
+	for name, tc := range map[string]struct {
+		given, shadow *Answer
+		want          string
+	}{
+		"same":         {ofCall("FP32", shape, one, nil), ofCall("FP32", shape, one, nil), ""},
+		"raw, off":     {ofCall("FP32", shape, one, nil), ofCall("FP32", shape, two, nil), "outputs.y[0] is 1, the shadow's 1.5"},
+		"both forms":   {ofCall("FP32", shape, one, nil), ofCall("FP32", shape, nil, typed), ""},
+		"whole":        {ofCall("INT8", []uint64{1}, []byte{0xff}, nil), ofCall("INT8", []uint64{1}, nil, minus), ""},
+		"texts":        {ofCall("BYTES", []uint64{1}, []byte("\x01\x00\x00\x00a"), nil), ofCall("BYTES", []uint64{1}, nil, text("a")), ""},
+		"texts, off":   {ofCall("BYTES", []uint64{1}, nil, text("b")), ofCall("BYTES", []uint64{1}, nil, text("a")), "is not the shadow's"},
+		"shape":        {ofCall("FP32", shape, one, nil), ofCall("FP32", []uint64{1, 2}, one, nil), "has the shape [2], the shadow's [1 2]"},
+		"torn":         {ofCall("FP32", shape, one, nil), &Answer{Status: 200, Type: TypeGRPC, Body: []byte{0xff}}, "bytes"},
+		"of a failure": {ofCall("FP32", shape, one, nil), &Answer{Status: 400, Type: TypeGRPC}, "the status is 200, the shadow's 400"},
+	} {
+		got := Difference(tc.given, tc.shadow, tolerance)
+		if (got == "") != (tc.want == "") || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: the difference is %q, %q was expected", name, got, tc.want)
+		}
+	}
+	version := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), "3")
+	if !NamesVersion(version) || NamesVersion(ofCall("FP32", shape, nil, nil).Body[:3]) {
+		t.Error("a version that a request names is not seen, or one that it does not")
+	}
+}
+
+// FuzzCalls holds comparisons of messages of gRPC to what they promise of any answers.
+func FuzzCalls(f *testing.F) {
+	f.Add(ofCall("FP32", []uint64{1}, []byte{0, 0, 128, 63}, nil).Body, []byte{})
+	f.Add(ofCall("INT8", []uint64{1}, nil, []byte{0x10, 0x01}).Body, ofCall("BYTES", []uint64{1}, nil, []byte{0x42, 0x01, 'a'}).Body)
+	f.Fuzz(func(t *testing.T, given, shadow []byte) {
+		a, b := &Answer{Status: 200, Type: TypeGRPC, Body: given}, &Answer{Status: 200, Type: TypeGRPC, Body: shadow}
+		if d := Difference(a, a, atelier.Tolerance{}); d != "" {
+			t.Errorf("an answer differs from itself: %s", d)
+		}
+		if d := Difference(a, b, atelier.Tolerance{}); len(d) > 500 {
+			t.Errorf("a sentence of %d bytes", len(d))
+		}
+		NamesVersion(given)
+	})
 }
 
 func FuzzDifference(f *testing.F) {

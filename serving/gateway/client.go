@@ -180,6 +180,12 @@ func (c *client) route(begin time.Time) bool {
 	}
 	table := c.g.table.Load()
 	r := table.byEndpoint[string(name)]
+	direct := r != nil // or by the name of the server that several endpoints share
+	if !direct {
+		if r = c.shared(table.byServer[string(name)], rest); r != nil {
+			name = []byte(r.backend.endpoint)
+		}
+	}
 	if r == nil {
 		return c.fail(http.StatusNotFound, atelier.Errorf(atelier.NotFound, "there is no endpoint %.80q on this device", name).
 			WithRemedy("Look at 'atelier endpoint list' for the endpoints and their addresses."), true)
@@ -198,8 +204,10 @@ func (c *client) route(begin time.Time) bool {
 		return refuse(http.StatusRequestEntityTooLarge, http1.ErrTooLarge, false)
 	}
 	x := exchange{client: c, endpoint: string(name), path: rest, begin: begin}
-	if done, keep := x.lend(table, r); done {
-		return keep
+	if direct { // a module does not know the paths of others
+		if done, keep := x.lend(table, r); done {
+			return keep
+		}
 	}
 	return x.run()
 }

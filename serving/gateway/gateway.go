@@ -32,7 +32,7 @@ import (
 type Options struct {
 	State   string      // directory that keeps the route table
 	Listen  string      // address to answer on, "127.0.0.1:8600"
-	TLS     *tls.Config // nil answers in the clear
+	TLS     *tls.Config // nil answers in the clear; see TLSProtocols
 	MaxBody int64       // largest body of a request, in bytes; 64 MiB
 	// MaxConns is how many clients may be connected at a time; 1024. When one more comes,
 	// one that only waits makes room.
@@ -41,6 +41,10 @@ type Options struct {
 	FS       durable.FS // the file system below State; the operating system's
 	Log      *slog.Logger
 }
+
+// TLSProtocols are what a gateway offers over TLS, as tls.Config.NextProtos has it: HTTP/1.1
+// to all that speak it, and HTTP/2 to those that speak nothing else, which are gRPC's clients.
+var TLSProtocols = []string{"http/1.1", "h2"}
 
 // Times bound how long things may take. Zero values stand for the defaults.
 type Times struct {

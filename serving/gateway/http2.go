@@ -159,7 +159,7 @@ func (g *Gateway) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	asked := g.askedBy(r, key)
-	_, b := g.acquire(to.backend.endpoint, func(r *route) *backend {
+	on, b := g.acquire(to.backend.endpoint, func(r *route) *backend {
 		b := r.pick(&asked)
 		if b != r.backend && !b.reachable() {
 			b.fallbacks.Add(1)
@@ -175,7 +175,11 @@ func (g *Gateway) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 	id := newRequestID(b.Rollout)
 	w.Header().Set(atelier.HeaderRequestID, id)
 	w.Header().Set(atelier.HeaderModel, b.name)
-	b.record(g.passCall(w, r, b, id), time.Since(begin))
+	o := g.overhear(r, on)
+	status := g.passCall(w, r, b, id, o)
+	took := time.Since(begin)
+	b.record(status, took)
+	o.end(id, status, took)
 }
 
 // routeOf finds the endpoint that a call is for: the one that its metadata or its
@@ -186,12 +190,18 @@ func (g *Gateway) routeOf(r *http.Request) (*route, error) {
 		if route := table.byEndpoint[name]; route != nil {
 			return route, nil
 		}
+		if route := sharedCall(table.byServer[name], r); route != nil {
+			return route, nil
+		}
 		return nil, atelier.Errorf(atelier.NotFound, "there is no endpoint %.80q on this device", name).
 			WithRemedy("Look at 'atelier endpoint list' for the endpoints and their addresses.")
 	}
 	host, _, _ := strings.Cut(r.Host, ":")
 	label, _, _ := strings.Cut(host, ".")
 	if route := table.byEndpoint[label]; route != nil {
+		return route, nil
+	}
+	if route := sharedCall(table.byServer[label], r); route != nil {
 		return route, nil
 	}
 	for _, route := range table.byEndpoint {
@@ -220,13 +230,17 @@ func admitted(route *route, r *http.Request) (sum [sha256.Size]byte, ok bool) {
 }
 
 // passCall passes a call on to b's module and its answer back, and returns the
-// status that it counts as.
-func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, id string) int {
+// status that it counts as. o overhears it, where it is not nil.
+func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, id string, o *overheard) int {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	control := http.NewResponseController(w)
 	body := &callBody{ReadCloser: http.MaxBytesReader(w, r.Body, g.opts.MaxBody), control: control, patience: g.opts.Times.Body}
-	out, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://module"+r.URL.EscapedPath(), body)
+	var sent, answer io.ReadCloser = body, nil
+	if o != nil {
+		sent = &heard{body, &o.request}
+	}
+	out, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://module"+r.URL.EscapedPath(), sent)
 	if err != nil {
 		return grpc.Fail(w, atelier.Errorf(atelier.Invalid, "the call cannot be passed on: %w", err))
 	}
@@ -257,7 +271,10 @@ func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, i
 		header.Del("Trailer")
 		return grpc.HTTPStatus(status)
 	}
-	if err := g.passMessages(w, control, resp.Body); err != nil {
+	if answer = resp.Body; o != nil {
+		answer = &heard{resp.Body, &o.message}
+	}
+	if err := g.passMessages(w, control, answer); err != nil {
 		if r.Context().Err() != nil {
 			return statusGone
 		}

@@ -3,10 +3,13 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -236,5 +239,35 @@ func TestGRPCDrain(t *testing.T) {
 	client.CloseIdleConnections()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Over TLS calls pass like in the clear, and clients of HTTP that know HTTP/2 too are
+// answered with HTTP/1.1.
+func TestGRPCOverTLS(t *testing.T) {
+	t.Parallel()
+	lender := httptest.NewTLSServer(nil) // of its certificate
+	defer lender.Close()
+	d := newDevice(t, Options{TLS: &tls.Config{Certificates: lender.TLS.Certificates, MinVersion: tls.VersionTLS12, NextProtos: TLSProtocols}})
+	d.lead(d.grpcModule("a", echoCall))
+	d.url = "https://" + d.addr
+	roots := x509.NewCertPool()
+	roots.AddCert(lender.Certificate())
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, NextProtos: []string{"h2"}}, Protocols: new(http.Protocols)}
+	transport.Protocols.SetHTTP2(true)
+	defer transport.CloseIdleConnections()
+	got, status, text, resp := d.call(&http.Client{Transport: transport}, "e", strings.NewReader("a message"), "X-Api-Key", key)
+	if status != "0" || got != "a message" || resp.ProtoMajor != 2 {
+		t.Errorf("%q, status %q %s", got, status, text)
+	}
+	both := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
+	defer both.CloseIdleConnections()
+	plain, err := (&http.Client{Transport: both}).Get(d.url + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Body.Close()
+	if plain.StatusCode != http.StatusOK || plain.ProtoMajor != 1 {
+		t.Errorf("%s over %s", plain.Status, plain.Proto)
 	}
 }

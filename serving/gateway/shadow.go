@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -69,6 +70,7 @@ func newShadow(b *backend, began time.Time) *shadow {
 // copied is a request that was answered, and how.
 type copied struct {
 	request   []byte // as it is sent
+	call      bool   // of gRPC; request is its body then
 	method    string
 	path      string
 	id        string
@@ -206,10 +208,19 @@ func (s *shadow) try(c *copied, stop chan struct{}) {
 		}
 		s.samples = append(s.samples, atelier.Disagreement{
 			Request: c.id, Time: time.Now().UTC().Truncate(time.Millisecond), Path: excerpt([]byte(c.path)), Difference: excerpt([]byte(difference)),
-			Served: excerpt(c.given.Body), Shadow: excerpt(answer.Body),
+			Served: c.excerpt(c.given.Body), Shadow: c.excerpt(answer.Body),
 		})
 	}
 	s.compared.Add(1)
+}
+
+// excerpt is what is shown of an answer to the copy's request; a message of gRPC is nothing
+// to read.
+func (c *copied) excerpt(b []byte) string {
+	if c.call {
+		return fmt.Sprintf("a message of %d bytes", len(b))
+	}
+	return excerpt(b)
 }
 
 // excerpt returns the beginning of an answer as text.
@@ -222,6 +233,9 @@ func excerpt(b []byte) string {
 
 // ask sends a copy to the shadow's module and returns the answer.
 func (s *shadow) ask(c *copied, stop chan struct{}) (a compare.Answer, ok bool) {
+	if c.call {
+		return s.call(c, stop)
+	}
 	for {
 		m, reused, err := s.backend.get()
 		if err != nil {

@@ -26,6 +26,7 @@ const maxDeparted = 64
 type routes struct {
 	sequence   uint64
 	byEndpoint map[string]*route
+	byServer   map[string][]*route // of endpoints whose models share a server
 }
 
 // route leads to a backend whoever has one of the keys.
@@ -121,6 +122,12 @@ func (g *Gateway) enforce(table *atelier.RouteTable) {
 			}
 		}
 		next.byEndpoint[r.Endpoint] = leads
+		if r.Server != "" {
+			if next.byServer == nil {
+				next.byServer = map[string][]*route{}
+			}
+			next.byServer[r.Server] = append(next.byServer[r.Server], leads)
+		}
 	}
 	before := g.table.Load()
 	g.table.Store(next)
@@ -190,6 +197,11 @@ func checkTable(table *atelier.RouteTable) error {
 		r := &table.Routes[i]
 		if err := atelier.CheckName("endpoint", r.Endpoint); err != nil {
 			return err
+		}
+		if r.Server != "" {
+			if err := atelier.CheckName("server", r.Server); err != nil {
+				return err
+			}
 		}
 		bad := func(format string, args ...any) error {
 			return atelier.Errorf(atelier.Invalid, "route of endpoint "+r.Endpoint+": "+format, args...).WithField("routes")

@@ -60,6 +60,14 @@ const (
 	hopeless = 5
 )
 
+// what names to people what the workers run.
+func (o *Options) what() string {
+	if o.Predictor != nil {
+		return "the model"
+	}
+	return "the script"
+}
+
 // Request is one request for the script.
 type Request struct {
 	ID      string
@@ -231,7 +239,7 @@ func (p *Pool) see(ctx context.Context, w *worker) {
 	select {
 	case <-w.ended:
 		if ctx.Err() == nil {
-			p.opts.Log.Warn("a worker ended", "worker", w.name, "how", "the script "+w.how, "requests", w.answered.Load())
+			p.opts.Log.Warn("a worker ended", "worker", w.name, "how", p.opts.what()+" "+w.how, "requests", w.answered.Load())
 		}
 	case <-ctx.Done():
 		w.leave()
@@ -319,11 +327,15 @@ func (p *Pool) Do(ctx context.Context, r *Request) (*Answer, error) {
 		case errors.Is(err, errNotTaken):
 			continue
 		case errors.Is(err, errTooSlow):
-			return nil, atelier.Errorf(atelier.Timeout, "the script did not answer within %v, and was ended", p.opts.Deadline).
-				WithRemedy("Send less at a time, or raise the deadline; the log tells where the script was.")
+			return nil, atelier.Errorf(atelier.Timeout, "%s did not answer within %v, and was ended", p.opts.what(), p.opts.Deadline).
+				WithRemedy("Send less at a time, or raise the deadline; the log tells where it was.")
 		}
 		if !w.gone() {
 			p.finish(w)
+		}
+		var died *DiedError
+		if errors.As(err, &died) {
+			died.Model = p.opts.Predictor != nil
 		}
 		return a, err
 	}
@@ -343,7 +355,7 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 	p.mu.Lock()
 	if p.closed || p.reason != nil {
 		p.mu.Unlock()
-		return nil, atelier.Errorf(atelier.Unavailable, "the script takes no more requests: the server ends").WithRemedy("Try again in a moment.")
+		return nil, atelier.Errorf(atelier.Unavailable, "%s takes no more requests: the server ends", p.opts.what()).WithRemedy("Try again in a moment.")
 	}
 	if n := len(p.idle); n > 0 {
 		w := p.idle[n-1]
@@ -353,7 +365,7 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 	}
 	if len(p.waiting) >= p.opts.Queue {
 		p.mu.Unlock()
-		return nil, atelier.Errorf(atelier.Exhausted, "%d requests wait for the script already", p.opts.Queue).
+		return nil, atelier.Errorf(atelier.Exhausted, "%d requests wait for %s already", p.opts.Queue, p.opts.what()).
 			WithRemedy("Send fewer requests at a time, or try again in a moment.")
 	}
 	turn := make(chan *worker, 1)
@@ -367,7 +379,7 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 	case w := <-turn:
 		return w, nil
 	case <-p.failed:
-		err = atelier.Errorf(atelier.Unavailable, "the script cannot be started any more").WithRemedy("'atelier why' tells the reason.")
+		err = atelier.Errorf(atelier.Unavailable, "%s cannot be started any more", p.opts.what()).WithRemedy("'atelier why' tells the reason.")
 	case <-timer.C:
 		err = p.late()
 	case <-ctx.Done():
@@ -387,10 +399,10 @@ func (p *Pool) acquire(ctx context.Context, deadline time.Time) (*worker, error)
 // late says why a request's turn did not come in time.
 func (p *Pool) late() error {
 	if !slices.ContainsFunc(p.all(), func(w *worker) bool { return w.ready.Load() }) {
-		return atelier.Errorf(atelier.Unavailable, "the script is being started again, for %v at least", p.opts.Deadline).
+		return atelier.Errorf(atelier.Unavailable, "%s is being started again, for %v at least", p.opts.what(), p.opts.Deadline).
 			WithRemedy("Try again in a moment; the log tells how it ended.")
 	}
-	return atelier.Errorf(atelier.Timeout, "the script was busy with other requests for %v", p.opts.Deadline).
+	return atelier.Errorf(atelier.Timeout, "%s was busy with other requests for %v", p.opts.what(), p.opts.Deadline).
 		WithRemedy("Send fewer requests at a time, or give the module more workers.")
 }
 

@@ -295,12 +295,20 @@ func (w *worker) failure(message string) error {
 }
 
 // DiedError says that a worker ended while it had a request.
-type DiedError struct{ How string }
+type DiedError struct {
+	How   string
+	Model bool // it ran a model without a script
+}
 
 // HTTPStatus returns the status of the answer to that request.
 func (e *DiedError) HTTPStatus() int { return http.StatusBadGateway }
 
-func (e *DiedError) Error() string { return "the script " + e.How + " in run()" }
+func (e *DiedError) Error() string {
+	if e.Model {
+		return "the model's process " + e.How + " in an inference"
+	}
+	return "the script " + e.How + " in run()"
+}
 
 // errNotTaken says that a worker ended before it was given the request.
 var errNotTaken = errors.New("the worker ended before it took the request")
@@ -362,7 +370,7 @@ func (w *worker) exchange(r *Request, deadline time.Time) (*Answer, error) {
 	case <-time.After(leaveTime): // the script closed the connection, or ends slowly
 		w.end("broke off its talk with the server", syscall.SIGKILL)
 	}
-	return nil, &DiedError{w.how}
+	return nil, &DiedError{How: w.how}
 }
 
 // isTalk reports whether err is of what was said rather than of the connection.
