@@ -102,8 +102,8 @@ func unixClient(socket string) *http.Client {
 	}}}
 }
 
-// ask sends the held-out digits, and returns what they are said to be.
-func ask(t *testing.T, client *http.Client, pixels [][]float64) (answers []int64, head http.Header) {
+// askDigits sends the held-out digits, and returns what they are said to be.
+func askDigits(t *testing.T, client *http.Client, pixels [][]float64) (answers []int64, head http.Header) {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"inputs": []any{map[string]any{"name": "pixels", "datatype": "FP32", "shape": []int{len(pixels), 64}, "data": pixels}}})
 	if err != nil {
@@ -155,7 +155,7 @@ func TestFPGA(t *testing.T) {
 	args, dir := fpgaFiles(t, bitstream.SimulatedPart)
 	fpga := unixClient(filepath.Join(dir, "s"))
 	startOn(t, fpga, "http://module", append(args, cpu...)...)
-	got, head := ask(t, fpga, pixels)
+	got, head := askDigits(t, fpga, pixels)
 	if head.Get(atelier.HeaderFallback) != "" {
 		t.Errorf("the FPGA's answer says %q", head.Get(atelier.HeaderFallback))
 	}
@@ -188,13 +188,13 @@ func TestFPGA(t *testing.T) {
 	// With the CPU allowed, it answers.
 	fallback := unixClient(filepath.Join(dir, "s"))
 	startOn(t, fallback, "http://module", append(args, cpu...)...)
-	if _, head := ask(t, fallback, pixels[:1]); head.Get(atelier.HeaderFallback) != "cpu" {
+	if _, head := askDigits(t, fallback, pixels[:1]); head.Get(atelier.HeaderFallback) != "cpu" {
 		t.Errorf("the CPU's answer says %q", head.Get(atelier.HeaderFallback))
 	}
 	// ONNX Runtime alone.
 	alone := unixClient(filepath.Join(dir, "c"))
 	startOn(t, alone, "http://module", append([]string{"--name", "digits", "--listen", "unix:" + filepath.Join(dir, "c")}, cpu...)...)
-	want, _ := ask(t, alone, pixels)
+	want, _ := askDigits(t, alone, pixels)
 	differ := 0
 	for i := range want {
 		if got[i] != want[i] {
@@ -231,7 +231,7 @@ func TestFPGAFallback(t *testing.T) {
 	args[at] = bad
 	client := unixClient(filepath.Join(dir, "s"))
 	startOn(t, client, "http://module", append(args, "--fpga-golden", dir, "--model", digitsONNX, "--runtime", library)...)
-	got, head := ask(t, client, [][]float64{make([]float64, 64)})
+	got, head := askDigits(t, client, [][]float64{make([]float64, 64)})
 	if len(got) != 1 || head.Get(atelier.HeaderFallback) != "cpu" {
 		t.Errorf("%v, %v", got, head)
 	}
