@@ -56,6 +56,7 @@ const (
 	ReasonContentMissing     Reason = "ContentMissing"
 	ReasonBuildFailed        Reason = "BuildFailed"
 	ReasonBuilderLost        Reason = "BuilderLost"
+	ReasonPackageFailed      Reason = "PackageFailed"
 	ReasonProviderFallback   Reason = "ProviderFallback"
 	ReasonWaiting            Reason = "Waiting"
 	ReasonInProgress         Reason = "InProgress"
@@ -113,6 +114,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonContentMissing:     {"The bundle leaves out content that the device does not hold.", "Export it again without --from and --since-device."},
 	ReasonBuildFailed:        {"The environment cannot be built as it is defined.", "Read the build's log with 'atelier environment log', correct the definition, and create the environment again."},
 	ReasonBuilderLost:        {"Each builder that worked on the environment went away before it was done.", "See why atelier-builder ends on its machine (memory and disk, above all), then create the environment again."},
+	ReasonPackageFailed:      {"The images of the package could not be made.", "Mend what the message says, and build the package again with the same command."},
 	ReasonProviderFallback:   {"The module serves, but runs on another execution provider than the deployment prefers.", "Register a runtime that brings the provider, and see that the device has the hardware with its driver; or deploy with --providers that it has."},
 	ReasonWaiting:            {"It waits for another step to finish first.", ""},
 	ReasonInProgress:         {"It is being worked on.", ""},

@@ -154,7 +154,7 @@ func (i *instance) spec() targets.Spec {
 	if m.Model.Variant.HasGolden() && m.Model.Variant.Kind != atelier.VariantPython {
 		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 	}
-	command = append(command, servingFlags(m.Serving)...)
+	command = append(command, m.Serving.Flags()...)
 	return targets.Spec{
 		ID:      i.id,
 		Command: append(command, "--listen", "unix:"+socket),
