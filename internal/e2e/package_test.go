@@ -2,9 +2,14 @@ package e2e
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +19,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -300,8 +307,8 @@ func (w *world) runPackages(t *testing.T) {
 		t.Helper()
 		image := w.listen + "/plant/" + repository + ":" + tag
 		must("images", "pull", "--snapshotter", "native", "--hosts-dir", hosts, "--user", "me:"+fields[len(fields)-1], image)
-		address := freeAddress(t)
-		must("run", "-d", "--snapshotter", "native", "--net-host", "--runc-root", filepath.Join(dir, "runc"), image, repository, "--listen", address)
+		// As the image says, in a network of its own: nothing there takes the port.
+		must("run", "-d", "--snapshotter", "native", "--runc-root", filepath.Join(dir, "runc"), image, repository)
 		defer func() {
 			_, _ = try("task", "kill", "-s", "SIGKILL", repository)
 			eventually(t, 30*time.Second, func() error {
@@ -312,14 +319,15 @@ func (w *world) runPackages(t *testing.T) {
 			})
 			must("container", "rm", repository)
 		}()
+		tasks, err := try("task", "ls")
+		found := regexp.MustCompile(`(?m)^` + repository + `\s+(\d+)`).FindStringSubmatch(tasks)
+		if err != nil || len(found) != 2 {
+			t.Fatalf("the tasks are %s: %v", tasks, err)
+		}
 		var out string
 		eventually(t, 60*time.Second, func() (err error) {
-			var errOut string
-			out, errOut, err = run(t.Context(), nil, "curl", "-sfS", "-d", body, "http://"+address+path)
-			if err != nil {
-				return fmt.Errorf("%w: %s%s", err, out, errOut)
-			}
-			return nil
+			out, err = askWithin(t.Context(), found[1], "127.0.0.1:8080", path, body)
+			return err
 		})
 		return out
 	}
@@ -336,4 +344,66 @@ func (w *world) runPackages(t *testing.T) {
 	if names, err := filepath.Glob(filepath.Join(dir, "runc", "packages", "*")); err != nil || len(names) > 0 {
 		t.Errorf("containers are left: %v, %v", names, err)
 	}
+}
+
+// askWithin posts to an address in the network of a process.
+func askWithin(ctx context.Context, pid, address, path, body string) (answer string, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and its network with it
+		answer, err = askHere(ctx, pid, address, path, body)
+	}()
+	<-done
+	return answer, err
+}
+
+func askHere(ctx context.Context, pid, address, path, body string) (_ string, err error) {
+	ns, err := os.Open("/proc/" + pid + "/ns/net")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = ns.Close() }()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return "", err
+	}
+	if err := loopbackUp(); err != nil {
+		return "", err
+	}
+	c, err := net.Dial("tcp", address) // makes its socket in this thread
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(c.SetDeadline(time.Now().Add(30*time.Second)), req.Write(c)); err != nil {
+		return "", err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(c), req)
+	if err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(res.Body)
+	if err = errors.Join(err, res.Body.Close()); err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, text)
+	}
+	return string(text), err
+}
+
+// loopbackUp turns on the loopback interface of this thread's network.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
