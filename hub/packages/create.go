@@ -18,6 +18,10 @@ import (
 // architectures are those that packages are made for.
 var architectures = []string{"amd64", "arm64"}
 
+// maxFiles bounds the files of a version: each is a part of its ModelPack artifact, and
+// registries bound what a manifest may name.
+const maxFiles = 4000
+
 // RuntimeServer is the name under which the model server is registered among the hub's
 // runtimes.
 const RuntimeServer = "atelier-serve"
@@ -306,6 +310,10 @@ func (r *resolution) image(arch string) (img atelier.PackageImage, env *atelier.
 	variant, err := r.variant(arch)
 	if err != nil {
 		return img, nil, err
+	}
+	if n := len(variant.Files); n > maxFiles {
+		return img, nil, atelier.Errorf(atelier.TooLarge, "version %d of model %q has %d files; at most %d can be packed", r.version.Number, r.version.Model, n, maxFiles).
+			WithRemedy("Put the small ones into an archive that the script unpacks, or deploy the version without a package.")
 	}
 	server, err := r.runtime(RuntimeServer, arch, "bin/atelier-serve")
 	if err != nil {

@@ -407,6 +407,16 @@ func TestCreateRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	var many []atelier.File
+	for i := range maxFiles {
+		f := code
+		f.Path = fmt.Sprint("part-", i)
+		many = append(many, f)
+	}
+	b.version("many", "model", many...)
+	if _, err := b.Create(b.as(), b.workspace, Definition{Model: "many", Base: "one"}); atelier.CodeOf(err) != atelier.TooLarge {
+		t.Errorf("more files than an artifact may have: %v", err)
+	}
 	other := b.newWorkspace("other", atelier.ProviderBuiltin)
 	if _, err := b.Create(b.as(), other, Definition{Model: "digits", Base: "one"}); atelier.CodeOf(err) != atelier.NotFound {
 		t.Errorf("another workspace's model: %v", err)

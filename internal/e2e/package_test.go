@@ -87,14 +87,18 @@ func smallBase(t testing.TB, name string) {
 }
 
 // TestPackages makes images of a scoring script and of an ONNX model, looks at them with
-// other tools, and lets containerd run them.
+// other tools, and lets containerd run them. ATELIER_BASE names a base for them to stand
+// on, such as 'make base' builds; without it one is made of this machine's libraries.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	skopeo, crane, oras := needed(t, "skopeo"), needed(t, "crane"), needed(t, "oras")
 	w := newWorld(t)
 	w.atelier("workspace", "create", "plant")
-	base := filepath.Join(w.dir, "base.tar")
-	smallBase(t, base)
+	base := os.Getenv("ATELIER_BASE")
+	if base == "" {
+		base = filepath.Join(w.dir, "base.tar")
+		smallBase(t, base)
+	}
 
 	// What is missing is told with what would mend it.
 	w.atelier("model", "register", "digits", digits(1))
@@ -254,6 +258,16 @@ func (w *world) readLayouts(t *testing.T, skopeo, crane, oras string) {
 	if d := strings.TrimSpace(tool(crane, "digest", w.listen+"/mirror/copies/digits:9")); d != digest {
 		t.Errorf("the copy is %s, want %s", d, digest)
 	}
+	// And into the registry that a workspace has of its own, by itself.
+	w.atelier("workspace", "create", "own", "--registry", "https://"+w.listen+"/mirror")
+	w.atelier("base", "add", "of-layout", layout+":2")
+	w.atelier("model", "register", "digits", digits(1))
+	var own atelier.Package
+	w.asked(&own, "package", "build", "digits", "--tag", "first")
+	if d := strings.TrimSpace(tool(crane, "digest", w.listen+"/mirror/digits:first")); own.Manifest == nil || d != string(own.Manifest.Digest) {
+		t.Errorf("the workspace's own registry has %s, the package is %+v", d, own.Manifest)
+	}
+	tool(crane, "digest", w.listen+"/mirror/digits:first"+atelier.ModelPackTag)
 	w.atelier("workspace", "use", "plant")
 }
 
