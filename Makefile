@@ -15,7 +15,7 @@ TEST_TIMEOUT ?= 40m
 DURATION ?= 1h
 
 .DEFAULT_GOAL := help
-.PHONY: help build runtime model demo demo-stop test-tools test bench fpga soak fuzz crash lint clean
+.PHONY: help build runtime model demo demo-stop test-tools test bench base fpga soak fuzz crash lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,9 +47,14 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
 
 bench: test-tools build runtime model ## run the benchmarks (BENCH=name one of them)
-	@case "$(BENCH)" in spine|serving) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
-	@case "$(BENCH)" in spine|transfer) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
+	@case "$(BENCH)" in spine|serving|packages) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
+	@case "$(BENCH)" in spine|transfer|packages) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
+	@case "$(BENCH)" in ''|packages) scripts/fetch-registry $(CACHE)/peers/docker-registry ;; esac
 	@go run ./bench $(BENCH)
+
+base: ## build the root file system that packages can stand on, out of Debian's packages, into bin/ (ARCH=arm64, as root)
+	@mkdir -p $(BIN)
+	scripts/build-base $(BIN)/base-$(or $(ARCH),$(shell go env GOARCH)).tar $(or $(ARCH),$(shell go env GOARCH))
 
 fpga: ## simulate the overlay for FPGAs, make its bitstreams for iCE40, and compare them with it; into bin/fpga/
 	@fpga/install-tools all

@@ -58,6 +58,7 @@ const (
 	ReasonContentMissing     Reason = "ContentMissing"
 	ReasonBuildFailed        Reason = "BuildFailed"
 	ReasonBuilderLost        Reason = "BuilderLost"
+	ReasonPackageFailed      Reason = "PackageFailed"
 	ReasonProviderFallback   Reason = "ProviderFallback"
 	ReasonImageInvalid       Reason = "ImageInvalid"
 	ReasonDeviceMismatch     Reason = "DeviceMismatch"
@@ -122,6 +123,7 @@ var reasonDocs = map[Reason]ReasonDoc{
 	ReasonContentMissing:     {"The bundle leaves out content that the device does not hold.", "Export it again without --from and --since-device."},
 	ReasonBuildFailed:        {"The environment cannot be built as it is defined.", "Read the build's log with 'atelier environment log', correct the definition, and create the environment again."},
 	ReasonBuilderLost:        {"Each builder that worked on the environment went away before it was done.", "See why atelier-builder ends on its machine (memory and disk, above all), then create the environment again."},
+	ReasonPackageFailed:      {"The images of the package could not be made.", "Mend what the message says, and build the package again with the same command."},
 	ReasonProviderFallback:   {"The module serves, but runs on another execution provider than the deployment prefers.", "Register a runtime that brings the provider, and see that the device has the hardware with its driver; or deploy with --providers that it has."},
 	ReasonImageInvalid:       {"The FPGA's image is damaged, or is not what its signed manifest says; nothing was loaded.", "Make the overlay package anew and register it again."},
 	ReasonDeviceMismatch:     {"The overlay is for another part or shell than the device has, or the model for another overlay; nothing was loaded.", "Register an overlay that was made for this device, and compile the model for it."},

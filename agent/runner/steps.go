@@ -180,7 +180,7 @@ func (i *instance) args() []string {
 	if m.Model.Variant.HasGolden() {
 		command = append(command, "--golden", filepath.Join(dir, modelDir, atelier.GoldenPath))
 	}
-	command = append(command, servingFlags(m.Serving)...)
+	command = append(command, m.Serving.Flags()...)
 	return append(command, "--listen", "unix:"+i.runner.socket(m.Rollout))
 }
 

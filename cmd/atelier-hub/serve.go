@@ -29,6 +29,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/messages"
+	"github.com/atelier-edge/atelier/hub/packages"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/rest"
 	"github.com/atelier-edge/atelier/hub/store"
@@ -153,6 +154,7 @@ type hub struct {
 	messages    *messages.Store
 	registry    *registry.Registry
 	images      *images.Registry
+	packages    *packages.Packages
 	fleet       *fleet.Fleet
 	differences *difference.Cache // nil where none are made
 	api         http.Handler
@@ -210,6 +212,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
 	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
+	h.packages = packages.New(packages.Config{Store: b.store, Content: contents, Images: h.images, Log: part(c.log, "packages")})
 	var differences fleet.Differences
 	if c.differences > 0 {
 		h.differences, err = difference.Open(difference.Options{
@@ -231,7 +234,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data, Messages: h.messages,
-		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
+		Images: h.images, Packages: h.packages, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),
@@ -295,6 +298,7 @@ func (h *hub) run(ctx context.Context, c config, web net.Listener) error {
 	keep("messages", func(ctx context.Context) error { h.messages.Run(ctx); return nil })
 	keep("registry", func(ctx context.Context) error { h.registry.Run(ctx); return nil })
 	keep("images", func(ctx context.Context) error { h.images.Run(ctx); return nil })
+	keep("packages", func(ctx context.Context) error { h.packages.Run(ctx); return nil })
 	keep("retention", func(ctx context.Context) error {
 		store.Retention{Events: c.keepEvents, Audit: c.keepAudit, Log: part(c.log, "retention")}.Run(ctx, h.store)
 		return nil

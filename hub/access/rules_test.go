@@ -63,7 +63,7 @@ func TestEveryVerbIsDocumented(t *testing.T) {
 // derived as the rules derive them, so that a new verb is a decision twice.
 var (
 	readVerbs = set(`workspace.list workspace.show blob.show blob.download model.list model.show model.download
-		environment.list environment.show image.list image.show image.download runtime.list runtime.show token.list join-token.list device.list device.show deployment.list deployment.show
+		environment.list environment.show image.list image.show image.download package.list package.show package.download base.list base.show runtime.list runtime.show token.list join-token.list device.list device.show deployment.list deployment.show
 		endpoint.list endpoint.show data.list message.list twin.show telemetry.query event.watch audit.show hub.show`)
 	deviceVerbs    = set(`device.connect device.renew state.report content.pull content.push telemetry.write data.write message.write`)
 	builderVerbs   = set(`hub.show workspace.list environment.list environment.show environment.build environment.hold blob.upload blob.show`)

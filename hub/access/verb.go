@@ -38,6 +38,17 @@ const (
 	ImagePush     Verb = "image.push"     // push an image's manifest, and tag it
 	ImageDelete   Verb = "image.delete"   // delete an image, a tag or a layer
 
+	PackageBuild    Verb = "package.build"    // make a version of a model into images
+	PackageList     Verb = "package.list"     // see packages
+	PackageShow     Verb = "package.show"     // read a package
+	PackageDownload Verb = "package.download" // read the content of a package
+	PackageDelete   Verb = "package.delete"   // delete a package with its images
+
+	BaseAdd    Verb = "base.add"    // add a base that packages may stand on
+	BaseList   Verb = "base.list"   // see bases
+	BaseShow   Verb = "base.show"   // read a base
+	BaseDelete Verb = "base.delete" // delete a base
+
 	RuntimeRegister Verb = "runtime.register" // add a runtime to the hub
 	RuntimeList     Verb = "runtime.list"     // see the hub's runtimes
 	RuntimeShow     Verb = "runtime.show"     // read a runtime

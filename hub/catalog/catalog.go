@@ -28,10 +28,16 @@ const (
 	RelLayer      = "layer"       // to a digest as images give it: this is that layer, in one repository
 	RelTagged     = "tagged"      // from a tag to its image's id
 	RelSubject    = "subject"     // from an image to SubjectOf the one that it is about
+	RelQueued     = "queued"      // to QueuedYes, from packages that are not built yet
+	RelMade       = "made"        // to the recipe of a layer that this package has
+	RelOn         = "on"          // to the id of the base that a package stands on
 )
 
 // RevokedYes is what RelRevoked points at.
 const RevokedYes = "yes"
+
+// QueuedYes is what RelQueued points at.
+const QueuedYes = "yes"
 
 // The kinds. Unless stated otherwise a kind lives in a workspace and has no parent.
 var (
@@ -128,6 +134,43 @@ var (
 		Kind: "layer", Meta: func(v *Layer) *atelier.Meta { return &v.Meta }, Quiet: true,
 		Refs: func(v *Layer) []store.Ref {
 			return []store.Ref{{Rel: RelHeld, To: string(v.Content)}, {Rel: RelLayer, To: v.Name}}
+		},
+	}
+	// Bases are what packages stand on.
+	Bases = store.Collection[atelier.Base]{
+		Kind: "base", Missing: "See 'atelier base list' for those that there are.",
+		Meta: func(v *atelier.Base) *atelier.Meta { return &v.Meta },
+		Refs: func(v *atelier.Base) []store.Ref {
+			var refs []store.Ref
+			for _, img := range v.Images {
+				refs = append(refs, store.Ref{Rel: RelBlob, To: string(img.Config.Digest)})
+				for _, l := range img.Layers {
+					refs = append(refs, store.Ref{Rel: RelBlob, To: string(l.Digest)})
+				}
+			}
+			return distinct(refs)
+		},
+	}
+	// Packages have their name as parent and their tag as name.
+	Packages = store.Collection[atelier.Package]{
+		Kind: "package", Missing: "See 'atelier package list' for those that there are.",
+		Meta: func(v *atelier.Package) *atelier.Meta { return &v.Meta }, Quiet: true,
+		Refs: func(v *atelier.Package) []store.Ref {
+			refs := []store.Ref{{Rel: RelOn, To: v.BaseID}}
+			for _, d := range v.Content() {
+				refs = append(refs, store.Ref{Rel: RelBlob, To: string(d)})
+			}
+			for _, img := range v.Images {
+				for _, l := range img.Layers {
+					if l.Recipe != "" && l.Digest != "" {
+						refs = append(refs, store.Ref{Rel: RelMade, To: string(l.Recipe)})
+					}
+				}
+			}
+			if !v.State.Over() {
+				refs = append(refs, store.Ref{Rel: RelQueued, To: QueuedYes})
+			}
+			return distinct(refs)
 		},
 	}
 	JoinTokens = store.Collection[atelier.JoinToken]{
@@ -407,4 +450,13 @@ func blobRefs(files []atelier.File) []store.Ref {
 		refs = append(refs, store.Ref{Rel: RelBlob, To: string(f.Digest)})
 	}
 	return refs
+}
+
+// distinct returns refs without those that are there already.
+func distinct(refs []store.Ref) []store.Ref {
+	seen := map[store.Ref]bool{}
+	return slices.DeleteFunc(refs, func(r store.Ref) bool {
+		defer func() { seen[r] = true }()
+		return seen[r]
+	})
 }

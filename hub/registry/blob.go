@@ -160,6 +160,12 @@ func (r *Registry) open(d atelier.Digest) (*content.Blob, error) {
 // checkFiles checks files that a version or a runtime shall be made of: their
 // paths, and that the workspace holds their content.
 func (r *Registry) checkFiles(tx store.Tx, workspace string, files []atelier.File) error {
+	return CheckFiles(tx, workspace, files)
+}
+
+// CheckFiles returns Invalid where a workspace ("" for the hub) does not hold the content
+// of a file, or holds it with another size, within a transaction. Paths are not looked at.
+func CheckFiles(tx store.Tx, workspace string, files []atelier.File) error {
 	for i, f := range files {
 		field := fmt.Sprintf("files[%d]", i)
 		b, err := findBlob(tx, workspace, f.Digest)

@@ -111,9 +111,9 @@ func (r *Registry) letGoOf(ctx context.Context, workspace string, b catalog.Blob
 	})
 }
 
-// namedBy reports whether a version, environment or runtime of the workspace is made of b.
+// namedBy reports whether something of the workspace is made of b.
 func namedBy(tx store.Tx, workspace string, b catalog.Blob) (bool, error) {
-	for _, kind := range []string{catalog.Versions.Kind, catalog.Environments.Kind, catalog.Runtimes.Kind} {
+	for _, kind := range []string{catalog.Versions.Kind, catalog.Environments.Kind, catalog.Runtimes.Kind, catalog.Bases.Kind, catalog.Packages.Kind} {
 		found, err := tx.List(store.Query{Kind: kind, Workspace: workspace, Rel: catalog.RelBlob, To: b.Name, Limit: 1})
 		if err != nil || len(found) > 0 {
 			return len(found) > 0, err

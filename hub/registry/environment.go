@@ -137,6 +137,11 @@ func (r *Registry) Environment(ctx context.Context, workspace, ref string) (e at
 	return e, err
 }
 
+// FindEnvironment returns a version of an environment as Environment does, within a transaction.
+func FindEnvironment(tx store.Tx, workspace, ref string) (atelier.Environment, error) {
+	return findEnvironment(tx, workspace, ref)
+}
+
 func findEnvironment(tx store.Tx, workspace, ref string) (e atelier.Environment, err error) {
 	name, number, _ := strings.Cut(ref, ":")
 	switch {

@@ -154,6 +154,9 @@ func (r *Registry) DeleteWorkspace(ctx context.Context, id string, revision int6
 		if err := deleteAll(tx, catalog.Blobs, id); err != nil {
 			return err
 		}
+		if err := errors.Join(deleteAll(tx, catalog.Packages, id), deleteAll(tx, catalog.Bases, id)); err != nil {
+			return err
+		}
 		if err := deleteAll(tx, catalog.DataFiles, id); err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/messages"
+	"github.com/atelier-edge/atelier/hub/packages"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/patient"
@@ -35,6 +36,7 @@ type Config struct {
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
 	Images    *images.Registry
+	Packages  *packages.Packages
 	// Distribution serves the container registries below /v2/, authenticating its
 	// callers itself; nil for none.
 	Distribution http.Handler
@@ -62,6 +64,7 @@ type server struct {
 	access       *access.Authority
 	registry     *registry.Registry
 	images       *images.Registry
+	packages     *packages.Packages
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
@@ -90,7 +93,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, packages: c.Packages, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
@@ -128,6 +131,8 @@ func (s *server) routes(api huma.API) {
 	s.registerVersions(api)
 	s.registerEnvironments(api)
 	s.registerImages(api)
+	s.registerPackages(api)
+	s.registerBases(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)

@@ -73,6 +73,7 @@ var layers = []layer{
 	{"hub/authority", []string{"", "internal/durable", "internal/trust", "internal/wire", "hub/store", "hub/catalog"}, "certificates and keys know nothing of models"},
 	{"hub/registry", []string{"", "internal/durable", "internal/content", "internal/mlflow", "internal/onnx", "internal/environment", "packaging/environment", "hub/store", "hub/catalog", "hub/access"}, "the registry works without a fleet"},
 	{"hub/images", []string{"", "internal/content", "internal/durable", "hub/store", "hub/catalog", "hub/access"}, "images lie beside models and know nothing of them"},
+	{"hub/packages", []string{"", "internal/content", "internal/durable", "packaging/image", "hub/store", "hub/catalog", "hub/access", "hub/registry", "hub/images"}, "packages are made of what the registry has, and lie among images"},
 	{"hub/distribution", []string{"", "internal/content", "internal/durable", "internal/patient", "hub/store", "hub/catalog", "hub/access", "hub/images"}, "container tools are served without the REST API"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},

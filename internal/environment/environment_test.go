@@ -3,6 +3,8 @@ package environment
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -152,6 +154,10 @@ func TestUnpackRefuses(t *testing.T) {
 		if left, _ := os.ReadDir(outer); len(left) > 0 {
 			t.Errorf("%s left %v", name, left)
 		}
+		err = Place(t.Context(), io.Discard, bytes.NewReader(hostile(t, entries)), "opt/env")
+		if code := atelier.CodeOf(err); code != atelier.Corrupt && code != atelier.TooLarge {
+			t.Errorf("%s, to be placed: %v", name, err)
+		}
 	}
 }
 
@@ -183,5 +189,57 @@ func FuzzUnpack(f *testing.F) {
 			t.Fatal(err)
 		}
 		pack(t, dir)
+	})
+}
+
+// TestPlace sees that a placed environment is the same one, below its directory, and the
+// same bytes each time.
+func TestPlace(t *testing.T) {
+	t.Parallel()
+	packed := pack(t, tree(t, sample))
+	var once, twice bytes.Buffer
+	for _, b := range []*bytes.Buffer{&once, &twice} {
+		if err := Place(t.Context(), b, bytes.NewReader(packed), "opt/env"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(once.Bytes(), twice.Bytes()) {
+		t.Error("it was placed twice, with different bytes")
+	}
+	dir := filepath.Join(t.TempDir(), "placed")
+	if err := Unpack(t.Context(), &once, dir); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(pack(t, filepath.Join(dir, "opt", "env")), packed) {
+		t.Error("what was placed is another environment")
+	}
+	for _, bad := range []string{"", "/opt", "../opt", "a//b"} {
+		if err := Place(t.Context(), io.Discard, bytes.NewReader(packed), bad); err == nil {
+			t.Errorf("it can be placed at %q", bad)
+		}
+	}
+}
+
+// FuzzPlace reads what may be anything: what it writes lies below the directory.
+func FuzzPlace(f *testing.F) {
+	f.Add(pack(f, tree(f, map[string]string{"bin/python3": "->python3.11", "bin/python3.11": "x"})))
+	f.Add(hostile(f, []entry{{"a", "..", tar.TypeSymlink}, {"a/x", "", tar.TypeReg}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var out bytes.Buffer
+		if Place(t.Context(), &out, bytes.NewReader(b), "at") != nil {
+			return
+		}
+		for r := tar.NewReader(&out); ; {
+			h, err := r.Next()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(h.Name, "at/") || strings.Contains(h.Name+"/", "/../") || filepath.IsAbs(h.Linkname) {
+				t.Errorf("it wrote %q, which leads to %q", h.Name, h.Linkname)
+			}
+		}
 	})
 }

@@ -1,13 +1,9 @@
-package runner
+package atelier
 
-import (
-	"strconv"
+import "strconv"
 
-	atelier "github.com/atelier-edge/atelier"
-)
-
-// servingFlags returns how atelier-serve is told of s; see docs/architecture.md.
-func servingFlags(s atelier.ServingSettings) []string {
+// Flags returns how atelier-serve is told of s; see docs/architecture.md.
+func (s ServingSettings) Flags() []string {
 	var flags []string
 	count := func(flag string, n int64) {
 		if n > 0 {
@@ -16,7 +12,7 @@ func servingFlags(s atelier.ServingSettings) []string {
 	}
 	duration := func(flag string, ms float64) {
 		if ms > 0 {
-			flags = append(flags, flag, atelier.Millis(ms).String())
+			flags = append(flags, flag, Millis(ms).String())
 		}
 	}
 	count("--max-batch", int64(s.MaxBatch))
