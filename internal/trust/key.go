@@ -125,6 +125,11 @@ func NewSigner(private crypto.Signer) (Signer, error) {
 // Public returns the key that verifies what s signs.
 func (s Signer) Public() PublicKey { return s.public }
 
+// SignRaw signs message alone, in no envelope: ASN.1 of ECDSA over its SHA-256, or
+// Ed25519. It is for forms of others in which a signature stands by itself; what Atelier
+// reads is signed with Sign.
+func (s Signer) SignRaw(message []byte) ([]byte, error) { return s.sign(message) }
+
 func (s Signer) sign(message []byte) ([]byte, error) {
 	if s.private == nil {
 		return nil, atelier.Errorf(atelier.Internal, "a signer without a key was asked to sign")
