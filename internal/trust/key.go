@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -66,6 +67,11 @@ func (k PublicKey) ID() string {
 
 // SPKI returns the key's SubjectPublicKeyInfo in DER.
 func (k PublicKey) SPKI() []byte { return []byte(k.spki) }
+
+// PEM returns the key as PEM, in the form that OpenSSL and cosign read.
+func (k PublicKey) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI()})
+}
 
 // Equal reports whether both are the same key.
 func (k PublicKey) Equal(other PublicKey) bool { return k.spki == other.spki }
