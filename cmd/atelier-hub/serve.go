@@ -30,6 +30,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/rest"
+	"github.com/atelier-edge/atelier/hub/signing"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/hub/store/postgres"
 	"github.com/atelier-edge/atelier/hub/store/sqlite"
@@ -151,6 +152,7 @@ type hub struct {
 	data        *collect.Store
 	registry    *registry.Registry
 	images      *images.Registry
+	signing     *signing.Service
 	fleet       *fleet.Fleet
 	differences *difference.Cache // nil where none are made
 	api         http.Handler
@@ -218,12 +220,19 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		Differences: differences,
 		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
+	h.signing, err = signing.New(context.Background(), signing.Config{ // it has no end of its own
+		Store: b.store, Vault: secrets, Authority: b.authority, Images: h.images, Host: c.at(web, c.advertise),
+		Delegated: h.fleet.Rotated, Log: part(c.log, "signing"),
+	})
+	if err != nil {
+		return nil, err
+	}
 	h.figures(figures)
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data,
-		Images: h.images, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
+		Images: h.images, Signing: h.signing, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),

@@ -19,6 +19,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/images"
 	"github.com/atelier-edge/atelier/hub/registry"
+	"github.com/atelier-edge/atelier/hub/signing"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/patient"
 	"github.com/atelier-edge/atelier/internal/wire"
@@ -34,6 +35,7 @@ type Config struct {
 	// Telemetry answers PromQL; see prometheus.go.
 	Telemetry Telemetry
 	Images    *images.Registry
+	Signing   *signing.Service
 	// Distribution serves the container registries below /v2/, authenticating its
 	// callers itself; nil for none.
 	Distribution http.Handler
@@ -60,6 +62,7 @@ type server struct {
 	access       *access.Authority
 	registry     *registry.Registry
 	images       *images.Registry
+	signing      *signing.Service
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
@@ -87,7 +90,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, signing: c.Signing, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
@@ -125,6 +128,7 @@ func (s *server) routes(api huma.API) {
 	s.registerVersions(api)
 	s.registerEnvironments(api)
 	s.registerImages(api)
+	s.registerSigning(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)
