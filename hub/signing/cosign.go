@@ -64,7 +64,9 @@ func (j *job) attach(ctx context.Context, img catalog.Image, artifactType string
 	return err
 }
 
-// bundleOf returns a Sigstore bundle with an envelope that the key with the id signed.
+// bundleOf returns a Sigstore bundle with an envelope that the key with the id signed. The
+// signatures are the same; the ids of keys, which are not signed, are left out, since
+// Sigstore makes them otherwise and passes over a signature with one that it does not know.
 func bundleOf(envelope []byte, key string) ([]byte, error) {
 	type publicKey struct {
 		Hint string `json:"hint"`
@@ -72,15 +74,26 @@ func bundleOf(envelope []byte, key string) ([]byte, error) {
 	type material struct {
 		PublicKey publicKey `json:"publicKey"`
 	}
-	b, err := json.Marshal(struct {
-		MediaType            string          `json:"mediaType"`
-		VerificationMaterial material        `json:"verificationMaterial"`
-		Envelope             json.RawMessage `json:"dsseEnvelope"`
-	}{typeBundle, material{publicKey{key}}, envelope})
+	type signature struct {
+		Sig string `json:"sig"`
+	}
+	b := struct {
+		MediaType            string   `json:"mediaType"`
+		VerificationMaterial material `json:"verificationMaterial"`
+		Envelope             struct {
+			Payload     string      `json:"payload"`
+			PayloadType string      `json:"payloadType"`
+			Signatures  []signature `json:"signatures"`
+		} `json:"dsseEnvelope"`
+	}{MediaType: typeBundle, VerificationMaterial: material{publicKey{key}}}
+	if err := json.Unmarshal(envelope, &b.Envelope); err != nil {
+		return nil, atelier.Errorf(atelier.Internal, "read an envelope back: %w", err)
+	}
+	raw, err := json.Marshal(b)
 	if err != nil {
 		return nil, atelier.Errorf(atelier.Internal, "encode a bundle: %w", err)
 	}
-	return b, nil
+	return raw, nil
 }
 
 // attachSimple puts a signature beside an image as cosign did before there were bundles:
