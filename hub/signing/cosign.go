@@ -30,6 +30,7 @@ const (
 	noteSignature = "dev.cosignproject.cosign/signature"
 	notePredicate = "predicateType"
 	noteKey       = "dev.atelier.key" // that signed this layer
+	noteTitle     = "org.opencontainers.image.title"
 	noteCreated   = "org.opencontainers.image.created"
 )
 

@@ -73,6 +73,7 @@ func newHub(t testing.TB) *hub {
 	}))
 	server := httptest.NewUnstartedServer(distribution.New(distribution.Config{Images: registry, Access: entry, Log: log}))
 	server.EnableHTTP2 = true
+	server.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelError) // cosign tries HTTP on 127.0.0.1 first
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	h.host, h.ca = strings.TrimPrefix(server.URL, "https://"), filepath.Join(h.dir, "ca.pem")

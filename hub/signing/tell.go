@@ -32,6 +32,7 @@ func (j *job) tell(ctx context.Context, img catalog.Image, m parts, signed bool)
 		if err != nil {
 			return err
 		}
+		layer.Annotations = map[string]string{noteTitle: "sbom.spdx.json"} // by which oras names the file
 		if err := j.attach(ctx, img, sbom.MediaType, layer, map[string]string{}); err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func (j *job) list(ctx context.Context, img catalog.Image, m parts) ([]byte, err
 	var contents sbom.Contents
 	var unread []string
 	for _, layer := range m.Layers {
-		if title := firstNote(layer, "org.cncf.model.filepath", "org.opencontainers.image.title"); title != "" {
+		if title := firstNote(layer, "org.cncf.model.filepath", noteTitle); title != "" {
 			d.Packages = append(d.Packages, sbom.Package{Kind: kindOf(layer), Name: title, Digest: layer.Digest})
 		}
 		if !strings.Contains(layer.MediaType, "tar") {
