@@ -119,6 +119,7 @@ type config struct {
 	differences                                  int64 // bytes on disk
 	keepData, dataBlock                          time.Duration
 	dataLimit                                    int64 // bytes in a workspace
+	imageLimit                                   int64 // bytes in a workspace, 0 for no bound
 	debug                                        bool
 
 	out io.Writer
@@ -154,6 +155,7 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.DurationVar(&c.deviceLife, "device-certificates", 30*24*time.Hour, "how long a device's certificate is valid; devices renew at two thirds of it")
 	flags.Int64Var(&c.differences, "differences-bytes", 4<<30, "how many `bytes` of disk the differences take at most that bring versions to devices which have earlier ones; 0 makes none")
 	flags.DurationVar(&c.keepData, "keep-data", collect.DefaultKeep, "how long the data files of recorded requests are kept")
+	flags.Int64Var(&c.imageLimit, "image-bytes", 0, "how many `bytes` of images a workspace has at most, equal layers counted once; 0 is without bound")
 	flags.Int64Var(&c.dataLimit, "data-bytes", collect.DefaultLimit, "how many `bytes` of data files a workspace has at most; beyond them the oldest go")
 	flags.DurationVar(&c.dataBlock, "data-block", collect.DefaultBlock, "how long recorded requests wait for others before they become a data file")
 	flags.BoolVar(&c.debug, "debug", false, "log more")
@@ -180,6 +182,9 @@ func (c *config) check() error {
 		if d < time.Second {
 			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
 		}
+	}
+	if c.imageLimit < 0 {
+		return atelier.Errorf(atelier.Invalid, "--image-bytes %d is negative", c.imageLimit)
 	}
 	if c.dataLimit < 1 {
 		return atelier.Errorf(atelier.Invalid, "--data-bytes %d is not positive", c.dataLimit)

@@ -203,7 +203,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		return nil, errors.Join(err, h.telemetry.Close())
 	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
-	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
+	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Quota: c.imageLimit, Log: part(c.log, "images")})
 	var differences fleet.Differences
 	if c.differences > 0 {
 		h.differences, err = difference.Open(difference.Options{
