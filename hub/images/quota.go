@@ -8,17 +8,9 @@ import (
 	"github.com/atelier-edge/atelier/hub/store"
 )
 
-// Used returns how many bytes of layers a workspace's repositories hold, each content
-// once, however many repositories and images share it.
-func (r *Registry) Used(ctx context.Context, workspace string) (n int64, err error) {
-	err = r.store.View(ctx, func(tx store.Tx) error {
-		n, err = used(tx, workspace, "")
-		return err
-	})
-	return n, err
-}
-
-// used leaves out the content with the digest.
+// used returns how many bytes of layers a workspace's repositories hold, each content
+// once, however many repositories and images share it; the content with the digest is
+// left out.
 func used(tx store.Tx, workspace string, without atelier.Digest) (n int64, err error) {
 	seen := map[atelier.Digest]bool{without: true}
 	err = catalog.Layers.Each(tx, store.Query{Workspace: workspace}, func(l catalog.Layer) error {
@@ -31,13 +23,18 @@ func used(tx store.Tx, workspace string, without atelier.Digest) (n int64, err e
 	return n, err
 }
 
-// checkQuota checks that a workspace may hold more bytes. Before an upload it is a
+// checkQuota checks that a workspace may hold more bytes, of content with the digest, which
+// costs nothing where it is there already; "" where nobody knows it yet. Before an upload it is a
 // kindness, so that nobody sends for nothing; hold checks again, in the transaction that counts.
-func (r *Registry) checkQuota(ctx context.Context, workspace string, more int64) error {
+func (r *Registry) checkQuota(ctx context.Context, workspace string, d atelier.Digest, more int64) error {
 	if r.quota <= 0 {
 		return nil
 	}
-	n, err := r.Used(ctx, workspace)
+	var n int64
+	err := r.store.View(ctx, func(tx store.Tx) (err error) {
+		n, err = used(tx, workspace, d)
+		return err
+	})
 	if err != nil {
 		return err
 	}

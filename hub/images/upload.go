@@ -61,7 +61,7 @@ func (r *Registry) BeginUpload(ctx context.Context, workspace, repository string
 	if err := r.checkRoom(0); err != nil {
 		return "", err
 	}
-	if err := r.checkQuota(ctx, workspace, 0); err != nil {
+	if err := r.checkQuota(ctx, workspace, "", 0); err != nil {
 		return "", err
 	}
 	open, err := r.content.Uploads(uploadsOf(workspace))
@@ -126,7 +126,7 @@ func (r *Registry) Upload(ctx context.Context, workspace, repository, digest str
 	if err := r.checkRoom(p.Length); err != nil {
 		return err
 	}
-	if err := r.checkQuota(ctx, workspace, p.Length); err != nil {
+	if err := r.checkQuota(ctx, workspace, contentOf(digest), p.Length); err != nil {
 		return err
 	}
 	w, err := r.content.Writer("")
