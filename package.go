@@ -1,6 +1,9 @@
 package atelier
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // Base is the root file system that packages stand on: an image of a registry, or a tar
 // file of one. It never changes.
@@ -181,4 +184,33 @@ func (p *Package) Image(arch string) *PackageImage {
 		}
 	}
 	return nil
+}
+
+// Lineage says what the package is made of. Who built it is the builder's to say.
+func (p *Package) Lineage() *Lineage {
+	l := &Lineage{Kind: "package", Parameters: map[string]string{"package": p.Package, "tag": p.Tag, "inputs": string(p.Inputs)}, Invocation: p.ID}
+	if p.Started != nil {
+		l.Started = *p.Started
+	}
+	if p.Finished != nil {
+		l.Finished = *p.Finished
+	}
+	l.Materials = []Material{{Kind: MaterialVersion, Name: p.Model, Version: strconv.Itoa(p.Version), Digest: p.VersionDigest}}
+	kinds := map[LayerKind]string{LayerEnvironment: MaterialEnvironment, LayerServer: MaterialRuntime, LayerModel: MaterialModel, LayerCode: MaterialCode}
+	seen := map[Digest]bool{}
+	for _, img := range p.Images {
+		for _, layer := range img.Layers {
+			if layer.Kind == LayerBase && !seen[layer.Digest] {
+				seen[layer.Digest] = true
+				l.Materials = append(l.Materials, Material{Kind: MaterialBase, Name: p.Base, Digest: layer.Digest})
+			}
+			for _, f := range layer.Files {
+				if kind := kinds[layer.Kind]; kind != "" && !seen[f.Digest] && len(l.Materials) < maxMaterials {
+					seen[f.Digest] = true
+					l.Materials = append(l.Materials, Material{Kind: kind, Name: f.Path, Digest: f.Digest})
+				}
+			}
+		}
+	}
+	return l
 }

@@ -21,6 +21,7 @@ type Authority struct {
 	mu         sync.Mutex
 	root       trust.Signer
 	state      trust.Signer
+	images     []trust.PublicKey
 	rootRaw    []byte
 	delegation []byte
 	version    int
@@ -61,10 +62,25 @@ func (a *Authority) Rotate(t testing.TB) []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state = newSigner(t)
+	return a.delegate(t)
+}
+
+// DelegateImages lets the workspace's images be signed by these keys, and returns the new
+// delegation.
+func (a *Authority) DelegateImages(t testing.TB, keys ...trust.PublicKey) []byte {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.images = keys
+	return a.delegate(t)
+}
+
+func (a *Authority) delegate(t testing.TB) []byte {
+	t.Helper()
 	a.version++
 	raw, err := trust.SignDelegation(trust.Delegation{
 		Role: trust.RoleState, Workspace: a.Workspace, Version: a.version,
-		Issued: time.Now(), Keys: []trust.PublicKey{a.state.Public()},
+		Issued: time.Now(), Keys: []trust.PublicKey{a.state.Public()}, Images: a.images,
 	}, a.root)
 	if err != nil {
 		t.Fatal(err)

@@ -122,6 +122,7 @@ type config struct {
 	dataLimit                                    int64 // bytes in a workspace
 	keepMessages                                 time.Duration
 	messageLimit                                 int64 // bytes of a device
+	imageLimit                                   int64 // bytes in a workspace, 0 for no bound
 	debug                                        bool
 
 	out io.Writer
@@ -158,6 +159,7 @@ func (c *config) register(flags *flag.FlagSet) {
 	flags.Int64Var(&c.differences, "differences-bytes", 4<<30, "how many `bytes` of disk the differences take at most that bring versions to devices which have earlier ones; 0 makes none")
 	flags.DurationVar(&c.keepData, "keep-data", collect.DefaultKeep, "how long the data files of recorded requests are kept")
 	flags.DurationVar(&c.keepMessages, "keep-messages", messages.DefaultKeep, "how long messages of modules are kept")
+	flags.Int64Var(&c.imageLimit, "image-bytes", 0, "how many `bytes` of images a workspace has at most, equal layers counted once; 0 is without bound")
 	flags.Int64Var(&c.messageLimit, "message-bytes", messages.DefaultLimit, "how many `bytes` of messages of a device's modules are kept at most; beyond them the oldest go")
 	flags.Int64Var(&c.dataLimit, "data-bytes", collect.DefaultLimit, "how many `bytes` of data files a workspace has at most; beyond them the oldest go")
 	flags.DurationVar(&c.dataBlock, "data-block", collect.DefaultBlock, "how long recorded requests wait for others before they become a data file")
@@ -185,6 +187,9 @@ func (c *config) check() error {
 		if d < time.Second {
 			return atelier.Errorf(atelier.Invalid, "--%s %s is shorter than a second", name, d)
 		}
+	}
+	if c.imageLimit < 0 {
+		return atelier.Errorf(atelier.Invalid, "--image-bytes %d is negative", c.imageLimit)
 	}
 	if c.messageLimit < messages.MinLimit {
 		return atelier.Errorf(atelier.Invalid, "--message-bytes is %d, at least %d was expected", c.messageLimit, messages.MinLimit)

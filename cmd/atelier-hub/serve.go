@@ -32,6 +32,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/packages"
 	"github.com/atelier-edge/atelier/hub/registry"
 	"github.com/atelier-edge/atelier/hub/rest"
+	"github.com/atelier-edge/atelier/hub/signing"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/hub/store/postgres"
 	"github.com/atelier-edge/atelier/hub/store/sqlite"
@@ -155,6 +156,7 @@ type hub struct {
 	registry    *registry.Registry
 	images      *images.Registry
 	packages    *packages.Packages
+	signing     *signing.Service
 	fleet       *fleet.Fleet
 	differences *difference.Cache // nil where none are made
 	api         http.Handler
@@ -211,8 +213,7 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		return nil, errors.Join(err, h.telemetry.Close(), h.data.Close())
 	}
 	h.registry = registry.New(registry.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "registry")})
-	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Log: part(c.log, "images")})
-	h.packages = packages.New(packages.Config{Store: b.store, Content: contents, Images: h.images, Log: part(c.log, "packages")})
+	h.images = images.New(images.Config{Store: b.store, Content: contents, Keep: c.keepContent, Quota: c.imageLimit, Log: part(c.log, "images")})
 	var differences fleet.Differences
 	if c.differences > 0 {
 		h.differences, err = difference.Open(difference.Options{
@@ -229,12 +230,20 @@ func assemble(c config, b *base, web net.Addr) (_ *hub, err error) {
 		Differences: differences,
 		Shard:       wire.DefaultShard, Log: part(c.log, "fleet"),
 	})
+	h.signing, err = signing.New(context.Background(), signing.Config{ // it has no end of its own
+		Store: b.store, Vault: secrets, Authority: b.authority, Images: h.images, Host: c.at(web, c.advertise),
+		Delegated: h.fleet.Rotated, Log: part(c.log, "signing"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.packages = packages.New(packages.Config{Store: b.store, Content: contents, Images: h.images, Built: h.signPackage, Log: part(c.log, "packages")})
 	h.figures(figures)
 	devices.OnRevoke(h.fleet.Revoked)
 	devices.OnRotate(h.fleet.Rotated)
 	h.api = rest.New(rest.Config{
 		Store: b.store, Access: b.access, Registry: h.registry, Enrol: devices, Fleet: h.fleet, Telemetry: h.telemetry, Data: h.data, Messages: h.messages,
-		Images: h.images, Packages: h.packages, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
+		Images: h.images, Packages: h.packages, Signing: h.signing, Distribution: distribution.New(distribution.Config{Images: h.images, Access: b.access, Log: part(c.log, "images")}),
 		Metrics: promhttp.HandlerFor(figures, promhttp.HandlerOpts{}),
 		Hub:     rest.Hub{Version: version, Fingerprint: string(b.authority.Fingerprint()), MQTT: addresses[0], CA: b.authority.CAPEM()},
 		Log:     part(c.log, "rest"),

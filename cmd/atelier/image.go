@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,6 +12,7 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
+	everything := false
 	list := &cobra.Command{
 		Use: "list [REPOSITORY]", Short: "List the images of the workspace's container registry", Aliases: []string{"ls"}, Args: between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -22,9 +24,13 @@ func (a *app) imageCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !everything {
+				all = slices.DeleteFunc(all, func(img atelier.Image) bool { return img.Subject != "" })
+			}
 			return a.print(all, func() table { return imageTable(all, cl, ws) })
 		},
 	}
+	list.Flags().BoolVarP(&everything, "all", "a", false, "also what is about images: signatures, SBOMs and lineages")
 	show := &cobra.Command{
 		Use: "show REPOSITORY:TAG|REPOSITORY@DIGEST", Short: "Show an image and what it is made of", Args: exactly(1),
 		Example: "  atelier image show press/cell:1.4",
@@ -45,8 +51,8 @@ func (a *app) imageCommand() *cobra.Command {
 (REPOSITORY). An image without tags stays, under its digest, until it is deleted. Layers are let go of once no image needs them.`
 	remove.Example = `  atelier image delete press/cell:1.3
   atelier image delete press/cell@sha256:…`
-	cmd := group("image", "Show and delete the images of the workspace's container registry", list, show, remove)
-	cmd.Long = `Show and delete the images of the workspace's container registry.
+	cmd := group("image", "Show, sign and delete the images of the workspace's container registry", list, show, a.imageSign(), remove)
+	cmd.Long = `Show, sign and delete the images of the workspace's container registry.
 
 Images come from container tools: the hub is a registry, in which the workspace's name begins the image's. Log in with any user
 name and an access token as the password, for example
@@ -57,9 +63,9 @@ name and an access token as the password, for example
 }
 
 func imageTable(all []atelier.Image, cl *client.Client, ws string) table {
-	t := table{head: []string{"REPOSITORY", "TAGS", "DIGEST", "KIND", "SIZE", "PUSHED"}}
+	t := table{head: []string{"REPOSITORY", "TAGS", "DIGEST", "KIND", "SIZE", "SIGNED", "PUSHED"}}
 	for _, img := range all {
-		t.add(img.Repository, firstOf(strings.Join(img.Tags, ", "), "none"), shortDigest(img.Digest), imageKind(img), atelier.FormatBytes(img.Total), ago(img.Created))
+		t.add(img.Repository, firstOf(strings.Join(img.Tags, ", "), "none"), shortDigest(img.Digest), imageKind(img), atelier.FormatBytes(img.Total), signedBy(img), ago(img.Created))
 	}
 	if len(all) == 0 {
 		t.note = "There is no image yet; push one to " + strings.TrimPrefix(cl.Hub(), "https://") + "/" + ws + "/NAME: see 'atelier image --help'."
@@ -96,6 +102,7 @@ func oneImageTable(img client.Image) table {
 			{"Size:", atelier.FormatBytes(img.Total)},
 			{"Pushed:", img.Created.Local().Format("2006-01-02 15:04")},
 			{"Tags:", firstOf(strings.Join(img.Tags, ", "), "none")},
+			{"Signed:", signedBy(img.Image)},
 		},
 		head: []string{"PART", "DIGEST", "SIZE"},
 	}

@@ -137,7 +137,7 @@ func (a *app) command() *cobra.Command {
 	})
 	root.AddCommand(
 		a.loginCommand(), a.contextCommand(), a.workspaceCommand(), a.tokenCommand(),
-		a.modelCommand(), a.environmentCommand(), a.packageCommand(), a.baseCommand(), a.imageCommand(), a.runtimeCommand(),
+		a.modelCommand(), a.environmentCommand(), a.packageCommand(), a.baseCommand(), a.imageCommand(), a.keyCommand(), a.runtimeCommand(),
 		a.deviceCommand(), a.deployCommand(), a.deploymentCommand(), a.bundleCommand(), a.endpointCommand(), a.dataCommand(), a.messageCommand(), a.twinCommand(),
 		a.statusCommand(), a.whyCommand(), a.telemetryCommand(), a.eventsCommand(), a.auditCommand(),
 		a.versionCommand(),

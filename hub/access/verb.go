@@ -37,6 +37,10 @@ const (
 	ImageUpload   Verb = "image.upload"   // send layers for an image, which show only once it is pushed
 	ImagePush     Verb = "image.push"     // push an image's manifest, and tag it
 	ImageDelete   Verb = "image.delete"   // delete an image, a tag or a layer
+	ImageSign     Verb = "image.sign"     // sign an image, and say what it contains
+
+	SigningKeyList   Verb = "signing-key.list"   // see the public keys of a workspace's images
+	SigningKeyRotate Verb = "signing-key.rotate" // give a workspace a new key for images, or revoke older ones
 
 	PackageBuild    Verb = "package.build"    // make a version of a model into images
 	PackageList     Verb = "package.list"     // see packages

@@ -1,7 +1,8 @@
 // Package authority holds the hub's keys and says what they vouch for: the
 // certificate authority, with the certificates of the hub and of its devices;
 // the root that devices pin; and a state key for each workspace, delegated by the
-// root, that signs desired states.
+// root, that signs desired states. The delegation also names the keys that sign the
+// workspace's container images, whose private halves hub/signing keeps.
 //
 // Everything lies in one directory, private keys readable by the hub's user
 // only, and each file is written whole or not at all; a rotation that a crash

@@ -3,6 +3,7 @@ package authority
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	atelier "github.com/atelier-edge/atelier"
@@ -66,7 +67,7 @@ func (a *Authority) openState(workspace string) error {
 		a.states[workspace] = s
 		return nil
 	}
-	return a.delegate(workspace, s.signer, s.keyPEM, s.delegation.Version+1)
+	return a.delegate(workspace, s.signer, s.keyPEM, s.delegation.Version+1, s.delegation.Images)
 }
 
 // parseState reads a state file. current is false where an older root of the
@@ -98,12 +99,12 @@ func parseState(b []byte, root rootKeys, workspace string) (s stateKey, current 
 	return s, current, nil
 }
 
-// delegate saves a state key with a delegation of the given version, and uses it
-// from then on.
-func (a *Authority) delegate(workspace string, signer trust.Signer, keyPEM string, version int) error {
+// delegate saves a state key with a delegation of the given version, which names the keys
+// of images too, and uses it from then on.
+func (a *Authority) delegate(workspace string, signer trust.Signer, keyPEM string, version int, images []trust.PublicKey) error {
 	d := trust.Delegation{
 		Role: trust.RoleState, Workspace: workspace, Version: version,
-		Issued: a.now().UTC(), Keys: []trust.PublicKey{signer.Public()},
+		Issued: a.now().UTC(), Keys: []trust.PublicKey{signer.Public()}, Images: images,
 	}
 	raw, err := trust.SignDelegation(d, a.root.signer)
 	if err != nil {
@@ -136,7 +137,8 @@ func (a *Authority) rotate(workspace string) (stateKey, error) {
 	if err != nil {
 		return stateKey{}, err
 	}
-	err = a.delegate(workspace, signer, string(keyPEM), a.states[workspace].delegation.Version+1)
+	held := a.states[workspace].delegation
+	err = a.delegate(workspace, signer, string(keyPEM), held.Version+1, held.Images)
 	return a.states[workspace], err
 }
 
@@ -163,6 +165,30 @@ func (a *Authority) RotateStateKey(ctx context.Context, workspace string) error 
 	}
 	_, err := a.rotate(workspace)
 	return err
+}
+
+// ImageKeys returns the keys that the workspace's delegation names for container images.
+func (a *Authority) ImageKeys(workspace string) []trust.PublicKey {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.states[workspace].delegation.Images)
+}
+
+// DelegateImages lets the workspace's delegation name these keys, at most trust.MaxKeys,
+// for container images, in place of those that it named. changed tells whether that made
+// a new delegation, which devices receive with TrustChain. The private halves are the
+// caller's to keep.
+func (a *Authority) DelegateImages(workspace string, keys []trust.PublicKey) (changed bool, err error) {
+	if len(keys) > trust.MaxKeys {
+		return false, atelier.Errorf(atelier.Internal, "%d keys were to be trusted for images, at most %d can be", len(keys), trust.MaxKeys)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s, err := a.state(workspace)
+	if err != nil || slices.EqualFunc(s.delegation.Images, keys, trust.PublicKey.Equal) {
+		return false, err
+	}
+	return true, a.delegate(workspace, s.signer, s.keyPEM, s.delegation.Version+1, slices.Clone(keys))
 }
 
 // Pin returns the current root and the delegation for the workspace, for a

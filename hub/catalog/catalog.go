@@ -293,6 +293,11 @@ type Image struct {
 	RepositoryID string           `json:"repository_id"`
 	Content      atelier.Digest   `json:"content"`         // of the manifest, in the content store
 	Parts        []atelier.Digest `json:"parts,omitempty"` // of what the manifest names and the repository holds
+	// Envelope is what devices verify the image with: trust.SignImage's, by the key that
+	// Signature names.
+	Envelope []byte `json:"envelope,omitempty"`
+	// Attached reports that the hub made it about its subject, and that it goes with that.
+	Attached bool `json:"attached,omitempty"`
 }
 
 // ImageTag gives an image a name in its repository.

@@ -219,7 +219,7 @@ func (a *API) fail(r *request, err error) {
 			WithRemedy("Look for the request's id, %s, in the hub's log.", access.RequestFrom(r.Context()))
 	case e.Field == images.FieldRange:
 		status = http.StatusRequestedRangeNotSatisfiable
-	case e.Code == atelier.Conflict && e.Field == "": // the images are elsewhere
+	case e.Code == atelier.Conflict && (e.Field == "" || e.Field == images.FieldQuota): // the images are elsewhere, or too many
 		status = http.StatusForbidden
 	}
 	a.answer(r, status, failure{Code: code, Message: e.Message, Detail: e.Remedy})

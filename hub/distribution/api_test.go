@@ -22,7 +22,7 @@ import (
 	"github.com/atelier-edge/atelier/internal/content"
 )
 
-const typeImage = "application/vnd.oci.image.manifest.v1+json"
+const TypeImage = "application/vnd.oci.image.manifest.v1+json"
 
 func digest(b []byte) string { return string(atelier.DigestOf(b)) }
 
@@ -37,7 +37,7 @@ func (x *registry) pushBlob(token, repo string, b []byte) string {
 // manifest is an image whose configuration and only layer are b.
 func manifest(b []byte, extra ...string) []byte {
 	part := fmt.Sprintf(`{"mediaType":"application/octet-stream","digest":%q,"size":%d}`, digest(b), len(b))
-	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]%s}`, typeImage, part, part, strings.Join(extra, ""))
+	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]%s}`, TypeImage, part, part, strings.Join(extra, ""))
 }
 
 // pushImage pushes an image under a tag, and returns its digest.
@@ -45,7 +45,7 @@ func (x *registry) pushImage(token, repo, tag string, b []byte) string {
 	x.t.Helper()
 	x.pushBlob(token, repo, b)
 	m := manifest(b)
-	x.do(token, "PUT", "/v2/"+repo+"/manifests/"+tag, m, "Content-Type: "+typeImage).is(x.t, 201, "")
+	x.do(token, "PUT", "/v2/"+repo+"/manifests/"+tag, m, "Content-Type: "+TypeImage).is(x.t, 201, "")
 	return digest(m)
 }
 
@@ -82,7 +82,7 @@ func TestWorkspacesAreApart(t *testing.T) {
 	for _, q := range []string{"&from=one/press/cell", "&from=six/press/cell", "&from=", ""} {
 		x.do(admin2, "POST", "/v2/two/own/blobs/uploads/?mount="+blob+q, nil).is(t, 202, "")
 	}
-	x.do(admin2, "PUT", "/v2/two/own/manifests/1", manifest(secret), "Content-Type: "+typeImage).is(t, 400, "MANIFEST_BLOB_UNKNOWN")
+	x.do(admin2, "PUT", "/v2/two/own/manifests/1", manifest(secret), "Content-Type: "+TypeImage).is(t, 400, "MANIFEST_BLOB_UNKNOWN")
 	x.do(admin2, "HEAD", "/v2/two/own/blobs/"+blob, nil).is(t, 404, "")
 
 	// Within the workspace a repository holds only what came to it.
@@ -94,7 +94,7 @@ func TestWorkspacesAreApart(t *testing.T) {
 	x.do(x.admin, "POST", "/v2/two/own/blobs/uploads/?mount="+blob+"&from=one/press/cell", nil).is(t, 201, "")
 
 	x.do(viewer, "GET", "/v2/one/press/cell/manifests/1", nil).is(t, 200, "")
-	x.do(viewer, "PUT", "/v2/one/press/cell/manifests/2", manifest(secret), "Content-Type: "+typeImage).is(t, 403, "DENIED")
+	x.do(viewer, "PUT", "/v2/one/press/cell/manifests/2", manifest(secret), "Content-Type: "+TypeImage).is(t, 403, "DENIED")
 	x.do(viewer, "POST", "/v2/one/press/cell/blobs/uploads/", nil).is(t, 403, "DENIED")
 	x.do(viewer, "DELETE", "/v2/one/press/cell/manifests/1", nil).is(t, 403, "DENIED")
 	x.do("", "GET", "/v2/one/press/cell/manifests/1", nil).is(t, 401, "UNAUTHORIZED")
@@ -345,7 +345,7 @@ func TestBadRequests(t *testing.T) {
 		{"DELETE", "/v2/one/cell/manifests/nothing", "", 404, "MANIFEST_UNKNOWN"},
 		{"GET", "/v2/one/nothing/tags/list", "", 404, "NAME_UNKNOWN"},
 	} {
-		r := x.do(x.admin, c.method, c.path, []byte(c.body), "Content-Type: "+typeImage)
+		r := x.do(x.admin, c.method, c.path, []byte(c.body), "Content-Type: "+TypeImage)
 		if r.status != c.status || c.code != "" && !strings.Contains(r.body, `"`+c.code+`"`) {
 			t.Errorf("%s %.100s %.80s: %d %s, want %d %s", c.method, c.path, c.body, r.status, r.body, c.status, c.code)
 		}
@@ -444,7 +444,7 @@ func TestPages(t *testing.T) {
 	b := []byte("layer")
 	image := x.pushImage(x.admin, "one/cell", "b", b)
 	tags := url.Values{"tag": {"a", "c", "A", "d-1", "d.0"}}
-	x.do(x.admin, "PUT", "/v2/one/cell/manifests/"+image+"?"+tags.Encode(), manifest(b), "Content-Type: "+typeImage).is(t, 201, "")
+	x.do(x.admin, "PUT", "/v2/one/cell/manifests/"+image+"?"+tags.Encode(), manifest(b), "Content-Type: "+TypeImage).is(t, 201, "")
 	var got []string
 	path := "/v2/one/cell/tags/list?n=2"
 	for pages := 0; path != "" && pages < 10; pages++ {
@@ -459,10 +459,10 @@ func TestPages(t *testing.T) {
 	if strings.Join(got, " ") != "A a b c d-1 d.0" {
 		t.Errorf("the tags are %q", got)
 	}
-	subject := fmt.Sprintf(`,"subject":{"mediaType":%q,"digest":%q,"size":1},"artifactType":"a/%s","annotations":{"k":%q}`, typeImage, image, "%s", "%s")
+	subject := fmt.Sprintf(`,"subject":{"mediaType":%q,"digest":%q,"size":1},"artifactType":"a/%s","annotations":{"k":%q}`, TypeImage, image, "%s", "%s")
 	for i := range 3 {
 		m := manifest(b, fmt.Sprintf(subject, fmt.Sprint(i%2), strings.Repeat("x", 2<<20)+fmt.Sprint(i)))
-		if s := x.do(x.admin, "PUT", "/v2/one/cell/manifests/"+digest(m), m, "Content-Type: "+typeImage).is(t, 201, "").header.Get("OCI-Subject"); s != image {
+		if s := x.do(x.admin, "PUT", "/v2/one/cell/manifests/"+digest(m), m, "Content-Type: "+TypeImage).is(t, 201, "").header.Get("OCI-Subject"); s != image {
 			t.Errorf("the subject is told as %q", s)
 		}
 	}

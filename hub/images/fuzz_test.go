@@ -47,14 +47,14 @@ func FuzzManifest(f *testing.F) {
 	part := `{"mediaType":"a/b","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
 	for _, s := range []string{
 		"", "{}", "[]", "null", `{"schemaVersion":2}`,
-		`{"schemaVersion":2,"mediaType":"` + typeImage + `","config":` + part + `,"layers":[` + part + `],"subject":` + part + `}`,
+		`{"schemaVersion":2,"mediaType":"` + TypeImage + `","config":` + part + `,"layers":[` + part + `],"subject":` + part + `}`,
 		`{"schemaVersion":2,"mediaType":"` + TypeIndex + `","manifests":[` + part + `]}`,
 		`{"schemaVersion":2,"config":` + part + `,"manifests":[` + part + `]}`,
 		`{"schemaVersion":2,"config":{"digest":"sha256:../../x","size":-1}}`,
 		`{"schemaVersion":2,"config":` + part + `}}`, strings.Repeat("[", 10000),
 	} {
 		f.Add("", []byte(s))
-		f.Add(typeImage+"; charset=utf-8", []byte(s))
+		f.Add(TypeImage+"; charset=utf-8", []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, mediaType string, b []byte) {
 		m, err := parseManifest(mediaType, b)

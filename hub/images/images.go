@@ -38,6 +38,7 @@ type Registry struct {
 	keep       time.Duration
 	maxBlob    int64
 	maxUploads int
+	quota      int64
 
 	mu     sync.Mutex
 	active map[string]*session // uploads that a request writes now, by their names in the content store
@@ -57,6 +58,8 @@ type Config struct {
 	Keep       time.Duration
 	MaxBlob    int64 // bytes of one layer; 0 for 1 TiB
 	MaxUploads int   // that a workspace may have open at once; 0 for 256
+	// Quota is how many bytes of layers a workspace may hold, each content once; 0 for no bound.
+	Quota int64
 }
 
 // What is wrong, or missing, as errors tell it in their Field.
@@ -69,13 +72,14 @@ const (
 	FieldRange    = "range"    // of a piece of a layer
 	FieldSize     = "size"     // of what came
 	FieldManifest = "manifest" // of an image
+	FieldQuota    = "quota"    // of the workspace
 	FieldParts    = "parts"    // what a manifest names is not in its repository
 )
 
 // New returns a registry. Somebody should call its Run.
 func New(c Config) *Registry {
 	r := &Registry{
-		store: c.Store, content: c.Content, log: c.Log, now: c.Now, keep: c.Keep, maxBlob: c.MaxBlob, maxUploads: c.MaxUploads,
+		store: c.Store, content: c.Content, log: c.Log, now: c.Now, keep: c.Keep, maxBlob: c.MaxBlob, maxUploads: c.MaxUploads, quota: c.Quota,
 		active: map[string]*session{},
 	}
 	if r.now == nil {

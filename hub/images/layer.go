@@ -29,6 +29,15 @@ func (r *Registry) hold(ctx context.Context, workspace, repository, digest strin
 		case err == nil:
 			_, err = catalog.Layers.Update(tx, workspace, l)
 		case atelier.CodeOf(err) == atelier.NotFound:
+			if r.quota > 0 {
+				n, err := used(tx, workspace, info.Digest)
+				if err == nil {
+					err = r.within(n, info.Size)
+				}
+				if err != nil {
+					return err
+				}
+			}
 			_, err = catalog.Layers.Insert(tx, workspace, repo.ID, catalog.Layer{
 				Meta: atelier.Meta{Name: digest}, Size: info.Size, Content: info.Digest,
 			})

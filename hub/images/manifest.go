@@ -12,7 +12,7 @@ import (
 // The media types of manifests that are taken: OCI's and Docker's own, of an image
 // and of an index of images.
 const (
-	typeImage       = "application/vnd.oci.image.manifest.v1+json"
+	TypeImage       = "application/vnd.oci.image.manifest.v1+json"
 	TypeIndex       = "application/vnd.oci.image.index.v1+json"
 	typeDockerImage = "application/vnd.docker.distribution.manifest.v2+json"
 	typeDockerIndex = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -77,7 +77,7 @@ func parseManifest(mediaType string, b []byte) (*manifest, error) {
 		return bad("has schemaVersion %d, expected was 2", m.SchemaVersion)
 	}
 	switch m.MediaType {
-	case typeImage, typeDockerImage:
+	case TypeImage, typeDockerImage:
 		if m.Config == nil || m.Manifests != nil || m.FSLayers != nil {
 			return bad("of an image has no config, or what only an index has")
 		}

@@ -17,7 +17,10 @@ const maxTagsAtOnce = 100
 // it. ref is a tag, or the digest that the manifest must have. All that the manifest
 // names must be in the repository, with the sizes that it says.
 func (r *Registry) Push(ctx context.Context, workspace, repository string, ref Reference, tags []string, mediaType string, body []byte) (atelier.Image, error) {
-	img := catalog.Image{Image: atelier.Image{Repository: repository}}
+	return r.add(ctx, workspace, catalog.Image{Image: atelier.Image{Repository: repository}}, ref, tags, mediaType, body)
+}
+
+func (r *Registry) add(ctx context.Context, workspace string, img catalog.Image, ref Reference, tags []string, mediaType string, body []byte) (atelier.Image, error) {
 	if err := ref.Check(); err != nil {
 		return img.Image, err
 	}
@@ -172,7 +175,7 @@ func (r *Registry) Untag(ctx context.Context, workspace, repository, tag string)
 	})
 }
 
-// Delete removes an image with its tags. Its layers are let go of once no other image
+// Delete removes an image with its tags, and with what the hub made about it. Its layers are let go of once no other image
 // of the repository needs them. InUse where an index of the repository names it.
 func (r *Registry) Delete(ctx context.Context, workspace, repository, digest string) error {
 	if err := CheckDigest(digest); err != nil {
@@ -211,6 +214,15 @@ func (r *Registry) DeleteRepository(ctx context.Context, workspace, repository s
 }
 
 func deleteImage(tx store.Tx, workspace string, img catalog.Image) error {
+	about, err := attached(tx, workspace, img)
+	if err != nil {
+		return err
+	}
+	for _, other := range about {
+		if err := deleteImage(tx, workspace, other); err != nil {
+			return err
+		}
+	}
 	tags, err := tagsOf(tx, workspace, img.ID)
 	if err != nil {
 		return err

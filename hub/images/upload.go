@@ -61,6 +61,9 @@ func (r *Registry) BeginUpload(ctx context.Context, workspace, repository string
 	if err := r.checkRoom(0); err != nil {
 		return "", err
 	}
+	if err := r.checkQuota(ctx, workspace, "", 0); err != nil {
+		return "", err
+	}
 	open, err := r.content.Uploads(uploadsOf(workspace))
 	if err != nil {
 		return "", err
@@ -121,6 +124,9 @@ func (r *Registry) Upload(ctx context.Context, workspace, repository, digest str
 		return err
 	}
 	if err := r.checkRoom(p.Length); err != nil {
+		return err
+	}
+	if err := r.checkQuota(ctx, workspace, contentOf(digest), p.Length); err != nil {
 		return err
 	}
 	w, err := r.content.Writer("")

@@ -50,6 +50,7 @@ func (s *server) registerImages(api huma.API) {
 			return nil, err
 		}
 		img, manifest, err := s.images.Manifest(ctx, workspaceOf(ctx), repository, ref)
+		s.judge(ctx, &img.Image)
 		return &answer[shownImage]{shownImage{img.Image, manifest}}, err
 	})
 	register(s, api, operation{
@@ -85,6 +86,9 @@ func (s *server) listImages(ctx context.Context, repository string, p Paging) (*
 		return nil, err
 	}
 	out.Body.Items, err = s.images.Images(ctx, workspaceOf(ctx), repository, after, p.Limit)
+	for i := range out.Body.Items {
+		s.judge(ctx, &out.Body.Items[i])
+	}
 	if n := len(out.Body.Items); n == p.Limit {
 		out.Body.Next = sealCursor(kind, out.Body.Items[n-1].ID)
 	}

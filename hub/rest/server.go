@@ -21,6 +21,7 @@ import (
 	"github.com/atelier-edge/atelier/hub/messages"
 	"github.com/atelier-edge/atelier/hub/packages"
 	"github.com/atelier-edge/atelier/hub/registry"
+	"github.com/atelier-edge/atelier/hub/signing"
 	"github.com/atelier-edge/atelier/hub/store"
 	"github.com/atelier-edge/atelier/internal/patient"
 	"github.com/atelier-edge/atelier/internal/wire"
@@ -37,6 +38,7 @@ type Config struct {
 	Telemetry Telemetry
 	Images    *images.Registry
 	Packages  *packages.Packages
+	Signing   *signing.Service
 	// Distribution serves the container registries below /v2/, authenticating its
 	// callers itself; nil for none.
 	Distribution http.Handler
@@ -65,6 +67,7 @@ type server struct {
 	registry     *registry.Registry
 	images       *images.Registry
 	packages     *packages.Packages
+	signing      *signing.Service
 	enrol        *enrol.Service
 	fleet        *fleet.Fleet
 	telemetry    Telemetry
@@ -93,7 +96,7 @@ func New(c Config) http.Handler {
 func build(c Config) (http.Handler, *server) {
 	useProblems()
 	s := &server{
-		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, packages: c.Packages, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, metrics: c.Metrics, hub: c.Hub, log: c.Log,
+		store: c.Store, access: c.Access, registry: c.Registry, images: c.Images, packages: c.Packages, signing: c.Signing, enrol: c.Enrol, fleet: c.Fleet, telemetry: c.Telemetry, data: c.Data, messages: c.Messages, metrics: c.Metrics, hub: c.Hub, log: c.Log,
 		now: c.Now, heartbeat: c.Heartbeat, stall: patient.Stall, mux: http.NewServeMux(), boot: rand.Text(),
 	}
 	if s.now == nil {
@@ -133,6 +136,7 @@ func (s *server) routes(api huma.API) {
 	s.registerImages(api)
 	s.registerPackages(api)
 	s.registerBases(api)
+	s.registerSigning(api)
 	s.registerRuntimes(api)
 	s.registerEnrol(api)
 	s.registerFleet(api)

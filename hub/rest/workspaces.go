@@ -88,6 +88,9 @@ func (s *server) registerWorkspaces(api huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, s.registry.DeleteWorkspace(ctx, workspaceOf(ctx), revision)
+		if err := s.registry.DeleteWorkspace(ctx, workspaceOf(ctx), revision); err != nil || s.signing == nil {
+			return nil, err
+		}
+		return nil, s.signing.Forget(ctx, workspaceOf(ctx))
 	})
 }

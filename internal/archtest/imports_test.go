@@ -75,6 +75,7 @@ var layers = []layer{
 	{"hub/images", []string{"", "internal/content", "internal/durable", "hub/store", "hub/catalog", "hub/access"}, "images lie beside models and know nothing of them"},
 	{"hub/packages", []string{"", "internal/content", "internal/durable", "packaging/image", "hub/store", "hub/catalog", "hub/access", "hub/registry", "hub/images"}, "packages are made of what the registry has, and lie among images"},
 	{"hub/distribution", []string{"", "internal/content", "internal/durable", "internal/patient", "hub/store", "hub/catalog", "hub/access", "hub/images"}, "container tools are served without the REST API"},
+	{"hub/signing", []string{"", "internal/trust", "hub/store", "hub/catalog", "hub/access", "hub/vault", "hub/images", "packaging/sbom"}, "images are signed where they lie, whoever built them"},
 	{"hub/enrol", []string{"", "internal/trust", "internal/wire", "hub/store", "hub/catalog", "hub/access", "hub/authority"}, "a device joins before anything is deployed to it"},
 	{"hub/telemetry", []string{"", "internal/durable", "internal/otlp", "internal/wire", "hub/store", "hub/catalog", "hub/access"}, "telemetry works without a registry"},
 	{"hub/collect", []string{"", "internal/durable", "internal/content", "internal/wire", "internal/collect", "hub/store", "hub/catalog", "hub/access"}, "collected data need neither registry nor fleet"},

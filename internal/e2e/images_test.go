@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -31,12 +33,12 @@ type pusher struct {
 }
 
 func (w *world) pusher(t *testing.T) *pusher {
-	pem, err := os.ReadFile(w.authority(t))
+	authority, err := os.ReadFile(w.authority(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
+	pool.AppendCertsFromPEM(authority)
 	fields := strings.Fields(w.login)
 	return &pusher{t: t, base: "https://" + w.listen, token: fields[len(fields)-1], http: &http.Client{
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}},
@@ -222,6 +224,7 @@ func TestImagesOnAHubThatIsKilled(t *testing.T) {
 	if out := w.atelier("image", "show", "press/cell@"+digests[2]); !strings.Contains(out, "1.0 MB") && !strings.Contains(out, "1.0 MiB") || !strings.Contains(out, "config") {
 		t.Errorf("the image is shown as\n%s", out)
 	}
+	w.signing(p, "plant/press/cell", digests[1])
 	if out := w.atelier("workspace", "show"); !strings.Contains(out, "builtin, /v2/") {
 		t.Errorf("the workspace does not show its registry:\n%s", out)
 	}
@@ -248,5 +251,53 @@ func TestImagesOnAHubThatIsKilled(t *testing.T) {
 	}
 	if out := w.atelier("audit"); !strings.Contains(out, "image.push") || !strings.Contains(out, "image.delete") {
 		t.Errorf("the audit trail does not tell of the images:\n%s", out)
+	}
+}
+
+// signing signs press/cell:v1, which has the digest, and looks at what that gives.
+func (w *world) signing(p *pusher, repo, digest string) {
+	w.t.Helper()
+	w.fails(3, "key", "export")
+	w.fails(3, "image", "sign", "press/cell:v9")
+	var img atelier.Image
+	w.asked(&img, "image", "sign", "press/cell:v1")
+	if s := img.Signature; img.Digest != digest || s == nil || !s.Trusted {
+		w.t.Fatalf("signed is %+v", img)
+	}
+	key := w.atelier("key", "export")
+	if block, _ := pem.Decode([]byte(key)); block == nil || block.Type != "PUBLIC KEY" || fmt.Sprintf("%x", sha256.Sum256(block.Bytes)) != img.Signature.Key {
+		w.t.Errorf("the key that is exported is not %s\n%s", img.Signature.Key, key)
+	}
+	if out := w.atelier("key", "list"); !strings.Contains(out, img.Signature.Key[:16]) || !strings.Contains(out, "signs") {
+		w.t.Errorf("the keys are shown as\n%s", out)
+	}
+	if out := w.atelier("image", "show", "press/cell:v1"); !strings.Contains(out, "by "+img.Signature.Key[:16]) {
+		w.t.Errorf("the signed image is shown as\n%s", out)
+	}
+	res, index := p.insist("GET", "/v2/"+repo+"/referrers/"+digest, nil)
+	if res.StatusCode != http.StatusOK || !bytes.Contains(index, []byte("application/vnd.dev.sigstore.bundle.v0.3+json")) || !bytes.Contains(index, []byte("application/spdx+json")) {
+		w.t.Errorf("about the image there is %s %s", res.Status, index)
+	}
+	var all, list []atelier.Image
+	w.asked(&all, "image", "list", "--all")
+	w.asked(&list, "image", "list")
+	if len(all) <= len(list) {
+		w.t.Errorf("of %d images %d are shown", len(all), len(list))
+	}
+	w.hub.signal(w.t, syscall.SIGKILL) // the key is in the vault
+	w.startHub()
+	w.atelier("key", "rotate", "--revoke")
+	if again := w.atelier("key", "export"); again == key {
+		w.t.Error("a rotation keeps the key")
+	}
+	if out := w.atelier("image", "list"); !strings.Contains(out, "which was revoked") {
+		w.t.Errorf("the images are shown as\n%s", out)
+	}
+	w.asked(&img, "image", "sign", "press/cell@"+digest, "--no-sbom")
+	if s := img.Signature; s == nil || !s.Trusted {
+		w.t.Errorf("signed again is %+v", img)
+	}
+	if out := w.atelier("audit"); !strings.Contains(out, "image.sign") || !strings.Contains(out, "signing-key.rotate") {
+		w.t.Errorf("the audit trail does not tell of the signatures:\n%s", out)
 	}
 }

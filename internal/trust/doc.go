@@ -14,7 +14,12 @@
 // signs verifies, not even a state that was accepted before: whoever keeps a
 // verified state keeps it as verified, and does not ask again whether it is.
 //
-// Hub keys are Ed25519, device keys ECDSA P-256, so that a TPM can hold them; a
+// The delegation also names the keys that sign the workspace's container images. What
+// they sign is a statement about the digest of an image's manifest (see SignImage), in
+// the form that Sigstore's cosign verifies; they sign nothing else that a device reads.
+//
+// Hub keys are Ed25519, device keys ECDSA P-256, so that a TPM can hold them, and keys of
+// images too, since that is what tools for container images expect; a
 // signing key is a crypto.Signer and need not be in memory.
 //
 // The package knows neither network nor disk, and nothing of what is signed.

@@ -10,7 +10,8 @@ import (
 // remote callers stands behind it (errors.As finds both): Invalid for what is
 // malformed, Unauthenticated for what does not verify, Stale for what was replaced.
 type Error struct {
-	// Reason is ReasonSignatureInvalid, ReasonKeyUnknown or ReasonReplayed.
+	// Reason is ReasonSignatureInvalid, ReasonKeyUnknown or ReasonReplayed; for images
+	// ReasonImageUnsigned or ReasonImageSignatureWrong.
 	Reason atelier.Reason
 	Err    *atelier.Error
 }

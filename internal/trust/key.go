@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 
 	atelier "github.com/atelier-edge/atelier"
 )
@@ -66,6 +67,11 @@ func (k PublicKey) ID() string {
 
 // SPKI returns the key's SubjectPublicKeyInfo in DER.
 func (k PublicKey) SPKI() []byte { return []byte(k.spki) }
+
+// PEM returns the key as PEM, in the form that OpenSSL and cosign read.
+func (k PublicKey) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI()})
+}
 
 // Equal reports whether both are the same key.
 func (k PublicKey) Equal(other PublicKey) bool { return k.spki == other.spki }
@@ -124,6 +130,11 @@ func NewSigner(private crypto.Signer) (Signer, error) {
 
 // Public returns the key that verifies what s signs.
 func (s Signer) Public() PublicKey { return s.public }
+
+// SignRaw signs message alone, in no envelope: ASN.1 of ECDSA over its SHA-256, or
+// Ed25519. It is for forms of others in which a signature stands by itself; what Atelier
+// reads is signed with Sign.
+func (s Signer) SignRaw(message []byte) ([]byte, error) { return s.sign(message) }
 
 func (s Signer) sign(message []byte) ([]byte, error) {
 	if s.private == nil {

@@ -119,6 +119,14 @@ func (p *Pinned) StateKeys(workspace string) KeySet {
 	return NewKeySet(p.state.Keys...)
 }
 
+// ImageKeys returns the keys that may sign images of the device's workspace; none
+// while the workspace has none, or the hub is of before it signed images.
+func (p *Pinned) ImageKeys() KeySet {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return NewKeySet(p.state.Images...)
+}
+
 // Versions returns which root and delegation are held, for wire.Hello; 0 where
 // there is no valid delegation.
 func (p *Pinned) Versions() (root, delegation int) {

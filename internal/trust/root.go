@@ -21,8 +21,8 @@ const (
 	RoleState = "state"
 )
 
-// maxKeys bounds the keys of a role.
-const maxKeys = 8
+// MaxKeys bounds the keys of a role.
+const MaxKeys = 8
 
 // Root says which keys are trusted for what, in the manner of The Update
 // Framework's root role. Roles that a program does not know are ignored.
@@ -49,6 +49,10 @@ type Delegation struct {
 	Version   int         `json:"version"` // from 1, growing with each change of keys or of the root
 	Issued    time.Time   `json:"issued"`
 	Keys      []PublicKey `json:"keys"`
+	// Images are the keys that sign container images; see VerifyImage. They stand in the
+	// delegation of the state keys, since devices of before take no other one, and pass
+	// over what they do not know.
+	Images []PublicKey `json:"images,omitempty"`
 }
 
 // SignRoot signs r. For the first version these are the signers of its own root
@@ -100,9 +104,9 @@ func (s *signed) root() (Root, error) {
 		return Root{}, malformed("the root metadata cannot be read: %w", err)
 	}
 	role := r.Roles[RoleRoot]
-	if r.Version < 1 || role.Threshold < 1 || role.Threshold > len(role.Keys) || len(role.Keys) > maxKeys {
+	if r.Version < 1 || role.Threshold < 1 || role.Threshold > len(role.Keys) || len(role.Keys) > MaxKeys {
 		return Root{}, malformed("the root metadata has version %d and wants %d of %d keys, expected a version from 1 and 1 to %d keys",
-			r.Version, role.Threshold, len(role.Keys), maxKeys)
+			r.Version, role.Threshold, len(role.Keys), MaxKeys)
 	}
 	return r, s.verify(NewKeySet(role.Keys...), role.Threshold)
 }
@@ -120,9 +124,12 @@ func (s *signed) delegation(root Root) (Delegation, error) {
 	if err := json.Unmarshal(s.payload, &d); err != nil {
 		return Delegation{}, malformed("the delegation cannot be read: %w", err)
 	}
-	if d.Version < 1 || d.Role != RoleState || len(d.Keys) == 0 || len(d.Keys) > maxKeys {
+	if len(d.Images) > MaxKeys {
+		return Delegation{}, malformed("the delegation has %d keys for images, expected at most %d", len(d.Images), MaxKeys)
+	}
+	if d.Version < 1 || d.Role != RoleState || len(d.Keys) == 0 || len(d.Keys) > MaxKeys {
 		return Delegation{}, malformed("the delegation has version %d and %d keys for role %q, expected a version from 1 and 1 to %d keys for role %q",
-			d.Version, len(d.Keys), clip(d.Role), maxKeys, RoleState)
+			d.Version, len(d.Keys), clip(d.Role), MaxKeys, RoleState)
 	}
 	return d, nil
 }

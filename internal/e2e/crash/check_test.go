@@ -116,7 +116,7 @@ func (w *world) remembers(ctx context.Context) error {
 			return fmt.Errorf("the endpoint's key has changed (%w)", err)
 		}
 	}
-	return errors.Join(w.measured(ctx), w.whole(ctx))
+	return errors.Join(w.measured(ctx), w.images(ctx), w.whole(ctx))
 }
 
 // measured checks that telemetry which the hub has shown is still there.

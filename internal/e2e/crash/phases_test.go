@@ -36,6 +36,7 @@ var phases = []phase{
 	{"start", "hub", (*world).start},
 	{"runtime", "hub", (*world).uploadRuntime},
 	{"upload", "hub", (*world).upload},
+	{"images", "hub", (*world).push},
 	{"enrolment", "hub agent", (*world).enrol},
 	{"deployment", "hub agent", (*world).deploy},
 	{"switch", "hub agent", (*world).switchOver},

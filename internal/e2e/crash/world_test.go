@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,7 +36,8 @@ type world struct {
 	starts   int // of the hub; each has a log of its own
 	login    string
 	client   *client.Client
-	one, two *device // one serves, two only measures; one's disk is the agent's side's
+	registry *http.Client // of the container registry
+	one, two *device      // one serves, two only measures; one's disk is the agent's side's
 	acked    acked
 }
 
@@ -60,6 +62,7 @@ type acked struct {
 	key        string                    // of the endpoint
 	served     int                       // the newest version that has answered
 	telemetry  map[string]map[string]string
+	image      image
 	registered []string // the versions, in the order in which they came
 }
 
