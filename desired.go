@@ -92,6 +92,9 @@ type Module struct {
 	// Collect says which requests are recorded. It may change without a new rollout. Sent
 	// to agents that have FeatureCollect.
 	Collect *Collection `json:"collect,omitempty"`
+	// Image is the container image that is run in place of a model. Model then names the
+	// image, with no variant and the version 0.
+	Image *ModuleImage `json:"image,omitempty"`
 }
 
 // ModuleModel is the model version and the variant of it that the device runs.
@@ -117,9 +120,12 @@ type ModuleEndpoint struct {
 }
 
 // Content returns every file that m needs on the device: those of its variant, with
-// its environment's, and those of its runtime.
+// its environment's, those of its runtime, and those of its image.
 func (m *Module) Content() []File {
 	files := m.Model.Variant.Content()
+	if m.Image != nil {
+		files = append(files, m.Image.Files()...)
+	}
 	if m.Runtime != nil {
 		files = append(files, m.Runtime.Files...)
 	}
