@@ -43,6 +43,15 @@ func Hold(dir string) error {
 	if err := durable.Decode(b, PlanFile, Format, &plan); err != nil {
 		return err
 	}
+	// Held as long as this process lives: whoever wants the whole log waits for it.
+	lock, err := os.Open(filepath.Join(dir, PlanFile))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return err
+	}
 	var relay *relay
 	if plan.Port != 0 {
 		if relay, err = newRelay(&plan); err != nil {
