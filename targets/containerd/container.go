@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -197,6 +198,11 @@ func (t *Target) launch(ctx context.Context, inst instance, spec *targets.Spec, 
 	}
 	defer pipe.Close()
 	task, err := container.NewTask(ctx, cio.BinaryIO(t.opts.Keep, map[string]string{"hold": string(inst)}))
+	for begin := time.Now(); errdefs.IsAlreadyExists(err) && time.Since(begin) < stubborn && ctx.Err() == nil; {
+		// containerd is still about to clean up after a shim that was killed.
+		_ = pause(ctx, pollInterval) // looked at above
+		task, err = container.NewTask(ctx, cio.BinaryIO(t.opts.Keep, map[string]string{"hold": string(inst)}))
+	}
 	if err != nil {
 		return refused(spec, err)
 	}
