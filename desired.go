@@ -132,6 +132,9 @@ func (m *Module) Content() []File {
 	return files
 }
 
+// HasEndpoint reports whether m answers requests: a container without a port does not.
+func (m *Module) HasEndpoint() bool { return m.Image == nil || m.Image.Container.Port != 0 }
+
 // Has reports whether d is the digest of a file that m needs.
 func (m *Module) Has(d Digest) bool {
 	return slices.ContainsFunc(m.Content(), func(f File) bool { return f.Digest == d })

@@ -77,7 +77,7 @@ func joined(t *testing.T) *device {
 		if err := d.stop(); err != nil {
 			t.Error(err)
 		}
-		if err := Down(context.Background(), d.config.Paths, d.kinds); err != nil {
+		if err := Down(context.Background(), d.config, d.kinds); err != nil {
 			t.Error(err)
 		}
 		if err := os.RemoveAll(run); err != nil {

@@ -70,6 +70,8 @@ type Options struct {
 	// Ready asks the module at socket whether it is ready, and what it says of itself: a
 	// nil error means yes.
 	Ready func(ctx context.Context, socket string) (atelier.ModuleHealth, error)
+	// VerifyImage, where set, says why an image may not be run here.
+	VerifyImage func(*atelier.ModuleImage) error
 	// Memory returns how much memory is available on the device, in bytes; 0
 	// where that is not known.
 	Memory func() int64
