@@ -149,7 +149,7 @@ func (d *Daemon) Reboot() error {
 	if err := d.killAll(); err != nil {
 		return err
 	}
-	if err := d.unmountAll(); err != nil {
+	if err := Unmount(d.Dir); err != nil {
 		return err
 	}
 	return os.RemoveAll(filepath.Join(d.Dir, "state"))
@@ -158,7 +158,7 @@ func (d *Daemon) Reboot() error {
 // Remove ends everything and deletes it.
 func (d *Daemon) Remove() error {
 	d.Stop()
-	return errors.Join(d.killAll(), d.unmountAll(), os.RemoveAll(d.Dir))
+	return errors.Join(d.killAll(), Unmount(d.Dir), os.RemoveAll(d.Dir))
 }
 
 // killAll kills the shims of this containerd, and what they hold: it names them by its address.
@@ -216,8 +216,8 @@ func parentOf(pid int) int {
 	return parent
 }
 
-// unmountAll unmounts what is mounted below the directory, the innermost first.
-func (d *Daemon) unmountAll() error {
+// Unmount unmounts what is mounted below a directory, the innermost first.
+func Unmount(dir string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -225,7 +225,7 @@ func (d *Daemon) unmountAll() error {
 	var points []string
 	for line := range strings.Lines(string(b)) {
 		fields := strings.Fields(line)
-		if len(fields) > 4 && strings.HasPrefix(fields[4], d.Dir+"/") {
+		if len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
 			points = append(points, fields[4])
 		}
 	}
