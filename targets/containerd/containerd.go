@@ -273,9 +273,6 @@ func (t *Target) create(ctx context.Context, inst instance, spec *targets.Spec) 
 	network := ""
 	if spec.Container.Settings.Network != atelier.NetworkHost {
 		network = t.network(spec.ID)
-		if err := keep.MakeNetwork(network); err != nil {
-			return atelier.Errorf(atelier.Internal, "make the network of module %s: %w", spec.ID, err)
-		}
 	}
 	if err := inst.prepare(spec, network); err != nil {
 		return err

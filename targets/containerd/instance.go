@@ -56,9 +56,9 @@ func (i instance) write(name string, v any) error {
 
 // prepare writes what keep.Hold, keep.Init and the container need.
 func (i instance) prepare(spec *targets.Spec, network string) error {
-	plan := keep.Plan{Log: spec.Log, LogLimit: spec.LogLimit}
+	plan := keep.Plan{Log: spec.Log, LogLimit: spec.LogLimit, Network: network}
 	if port := spec.Container.Settings.Port; port != 0 && spec.Socket != "" {
-		plan.Socket, plan.Port, plan.Network = spec.Socket, port, network
+		plan.Socket, plan.Port = spec.Socket, port
 	}
 	b, err := durable.Encode(keep.Format, plan)
 	if err == nil {

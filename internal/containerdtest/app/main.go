@@ -104,15 +104,18 @@ func eat() {
 // fill writes as much as it can wherever it can, and to its log.
 func fill() {
 	junk := strings.Repeat("x", 1<<20)
+	told := ""
 	for _, dir := range []string{"/", "/tmp", "/run", "/dev/shm", "/etc"} {
 		n := 0
 		f, err := os.Create(filepath.Join(dir, "junk"))
 		for ; err == nil && n < 1<<14; n++ {
 			_, err = f.WriteString(junk)
 		}
-		fmt.Println("filled", dir, "with", n, "MiB:", err)
+		told += fmt.Sprintln("filled", dir, "with", n, "MiB:", err)
 	}
-	for {
+	for range 16 {
 		fmt.Println(junk)
 	}
+	fmt.Print(told)
+	time.Sleep(time.Hour)
 }

@@ -52,6 +52,12 @@ func Hold(dir string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return err
 	}
+	if plan.Network != "" {
+		if err := MakeNetwork(plan.Network); err != nil {
+			return err
+		}
+		defer func() { _ = RemoveNetwork(plan.Network) }() // the driver does it where this fails
+	}
 	var relay *relay
 	if plan.Port != 0 {
 		if relay, err = newRelay(&plan); err != nil {

@@ -18,9 +18,10 @@ type Plan struct {
 	// Log takes what the container writes, and begins anew at LogLimit bytes.
 	Log      string `json:"log"`
 	LogLimit int64  `json:"log_limit"`
-	// Socket is the Unix socket whose connections go to 127.0.0.1:Port in the network Network, a
-	// file that stands for a network namespace, or the device's own where it is "". Port is 0
-	// where nothing is passed on.
+	// Socket is the Unix socket whose connections go to 127.0.0.1:Port in the network Network.
+	// Port is 0 where nothing is passed on. Network is a file that Hold makes stand for a network
+	// namespace, before runc looks for it; "" is the device's network. Hold makes it since it is in
+	// the mount namespace of containerd, which the driver need not be.
 	Socket  string `json:"socket,omitempty"`
 	Port    int    `json:"port,omitempty"`
 	Network string `json:"network,omitempty"`
