@@ -33,7 +33,6 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -480,8 +479,6 @@ func (t *Target) hold(ctx context.Context, snapshot string) error {
 	return explain(err, "hold a layer")
 }
 
-var _ snapshots.Snapshotter // what SnapshotService returns
-
 // explain turns an error of containerd's into one of ours.
 func explain(err error, doing string) error {
 	if err == nil {
@@ -496,11 +493,11 @@ func explain(err error, doing string) error {
 	switch {
 	case errdefs.IsNotFound(err):
 		code = atelier.NotFound
-	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
+	case errdefs.IsUnavailable(err):
 		code, remedy = atelier.Unavailable, "Start containerd on the device: 'systemctl start containerd'. Containers that run go on without it."
 	case errors.Is(err, syscall.ENOSPC):
 		code, remedy = atelier.NoSpace, "Make room on the device."
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errdefs.IsCanceled(err), errdefs.IsDeadlineExceeded(err), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		code, remedy = atelier.Timeout, ""
 	}
 	e := atelier.Errorf(code, "%s: %w", doing, fmt.Errorf("%w", err))

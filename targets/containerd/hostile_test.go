@@ -302,11 +302,11 @@ func hostileModules(t *testing.T, d *containerdtest.Daemon, img containerdtest.I
 	out := b.log("fill")
 	for _, dir := range []string{"/", "/etc"} {
 		if !strings.Contains(out, "filled "+dir+" with 0 MiB: open "+filepath.Join(dir, "junk")+": read-only file system") {
-			t.Errorf("the module could write to %s:\n%.2000s", dir, out)
+			t.Errorf("the module could write to %s:\n%s", dir, out[max(0, len(out)-500):])
 		}
 	}
 	if !strings.Contains(out, "filled /tmp with 63 MiB") && !strings.Contains(out, "filled /tmp with 64 MiB") {
-		t.Errorf("/tmp has no end:\n%.2000s", out)
+		t.Errorf("/tmp has no end:\n%s", out[max(0, len(out)-500):])
 	}
 	var total int64
 	logs, err := filepath.Glob(filepath.Join(b.work, "fill.log*"))

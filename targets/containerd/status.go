@@ -146,7 +146,7 @@ func (t *Target) Wait(ctx context.Context, id string) (targets.Status, error) {
 			return s, atelier.Errorf(atelier.Timeout, "gave up waiting for module %s: %w", id, ctx.Err())
 		case err == nil && s.Phase == targets.Exited:
 			return s, nil
-		case err != nil && atelier.CodeOf(err) != atelier.Unavailable:
+		case err != nil && atelier.CodeOf(err) != atelier.Unavailable && atelier.CodeOf(err) != atelier.Timeout:
 			return s, err
 		}
 		t.awaitChange(ctx, id)

@@ -108,8 +108,10 @@ func fill() {
 	for _, dir := range []string{"/", "/tmp", "/run", "/dev/shm", "/etc"} {
 		n := 0
 		f, err := os.Create(filepath.Join(dir, "junk"))
-		for ; err == nil && n < 1<<14; n++ {
-			_, err = f.WriteString(junk)
+		for err == nil && n < 1<<14 {
+			if _, err = f.WriteString(junk); err == nil {
+				n++
+			}
 		}
 		told += fmt.Sprintln("filled", dir, "with", n, "MiB:", err)
 	}
