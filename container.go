@@ -77,7 +77,7 @@ func (d *DeploymentImage) Platform(os, arch string) *ImagePlatform {
 	return nil
 }
 
-// Images returns the platforms that the image is made for, in words.
+// platformNames returns the platforms that the image is made for, in words.
 func (d *DeploymentImage) platformNames() []string {
 	var names []string
 	for i := range d.Platforms {
