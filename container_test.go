@@ -25,7 +25,9 @@ func TestContainerSettings(t *testing.T) {
 		"port":      func(s *atelier.ContainerSettings) { s.Port = 65536 },
 		"network":   func(s *atelier.ContainerSettings) { s.Network = "bridge" },
 		"processes": func(s *atelier.ContainerSettings) { s.Processes = -1 },
-		"probe":     func(s *atelier.ContainerSettings) { s.Probe = &atelier.ContainerProbe{Kind: atelier.ProbeHTTP, Path: "x y"} },
+		"probe": func(s *atelier.ContainerSettings) {
+			s.Probe = &atelier.ContainerProbe{Kind: atelier.ProbeHTTP, Path: "x y"}
+		},
 	} {
 		s := good
 		s.Mounts = append([]atelier.ContainerMount(nil), good.Mounts...)
