@@ -364,7 +364,9 @@ func timeout(ctx context.Context, id string, err error) error {
 // signal sends a signal to an instance's first process, which passes it on.
 func (t *Target) signal(ctx context.Context, id string, sig syscall.Signal) error {
 	defer t.lock(id)()
-	ctx = t.in(ctx)
+	// Whoever gives up waiting must not cut runc short, which sends it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.in(ctx)), stubborn)
+	defer cancel()
 	container, err := t.client.LoadContainer(ctx, id)
 	if err != nil {
 		return ignoreGone(explain(err, "find the container "+id))
