@@ -143,10 +143,11 @@ func (t *Target) unpack(ctx context.Context, img *targets.Image, read *image) (p
 	for i, layer := range read.layers {
 		diffs := read.config.RootFS.DiffIDs[:i+1]
 		chain := identity.ChainID(diffs).String()
+		// Held before it is looked at: containerd may be collecting it.
+		if err := t.hold(ctx, chain); err != nil {
+			return "", err
+		}
 		if _, err := sn.Stat(ctx, chain); err == nil {
-			if err := t.hold(ctx, chain); err != nil {
-				return "", err
-			}
 			parent = chain
 			continue
 		} else if !errdefs.IsNotFound(err) {
