@@ -1,6 +1,7 @@
 package atelier_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -32,8 +33,8 @@ func TestContainerSettings(t *testing.T) {
 		s := good
 		s.Mounts = append([]atelier.ContainerMount(nil), good.Mounts...)
 		bad(&s)
-		err, _ := s.Check().(*atelier.Error) //nolint:errorlint // made just there
-		if err == nil || err.Code != atelier.Invalid || err.Field != "container."+field {
+		var err *atelier.Error
+		if !errors.As(s.Check(), &err) || err.Code != atelier.Invalid || err.Field != "container."+field {
 			t.Errorf("%s: %+v", field, err)
 		}
 	}

@@ -28,7 +28,7 @@ const idle = time.Minute
 
 func main() {
 	if len(os.Args) == 2 && (os.Args[1] == "version" || os.Args[1] == "--version") {
-		fmt.Println("atelier-driver-containerd", version)
+		fmt.Fprintln(os.Stdout, "atelier-driver-containerd", version)
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -90,6 +90,7 @@ type Target struct {
 
 	mu    sync.Mutex
 	ready bool                   // containerd was asked for a snapshotter, and tidied
+	owed  []leases.Lease         // that could not be ended when their Start was over
 	locks map[string]*sync.Mutex // per instance
 }
 
@@ -158,10 +159,16 @@ func (t *Target) lock(id string) (unlock func()) {
 func (t *Target) settle(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	ctx = t.in(ctx)
 	if t.ready {
+		for len(t.owed) > 0 {
+			if err := t.client.LeasesService().Delete(ctx, t.owed[0]); err != nil && !errdefs.IsNotFound(err) {
+				return explain(err, "end a lease")
+			}
+			t.owed = t.owed[1:]
+		}
 		return nil
 	}
-	ctx = t.in(ctx)
 	if t.snapshotter == "" {
 		_, err := t.client.SnapshotService("overlayfs").Stat(ctx, "none")
 		switch {
@@ -258,7 +265,10 @@ func (t *Target) create(ctx context.Context, inst instance, spec *targets.Spec) 
 		// Of what is not held by a container then nothing stays.
 		err := t.client.LeasesService().Delete(context.WithoutCancel(ctx), lease)
 		if err != nil && !errdefs.IsNotFound(err) {
-			t.opts.Log.Warn("a lease ends by itself in a day", "lease", lease.ID, "error", err)
+			t.opts.Log.Warn("a lease is ended when containerd is there again", "lease", lease.ID, "error", err)
+			t.mu.Lock()
+			t.owed = append(t.owed, lease)
+			t.mu.Unlock()
 		}
 	}()
 	leased := leases.WithLease(ctx, lease.ID)

@@ -297,7 +297,7 @@ func (c *counted) Read(p []byte) (int, error) {
 	if c.read-c.looked >= lookEvery {
 		c.looked = c.read
 		var s unix.Statfs_t
-		if unix.Statfs(c.root, &s) == nil && int64(s.Bavail)*s.Bsize < c.reserve { //nolint:unconvert // its type differs between architectures
+		if unix.Statfs(c.root, &s) == nil && int64(s.Bavail)*s.Bsize < c.reserve {
 			c.err = noRoom(c.img)
 			return n, c.err
 		}

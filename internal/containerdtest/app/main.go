@@ -22,7 +22,7 @@ func main() {
 		serve()
 	case "deaf": // ignores SIGTERM
 		signal.Ignore(syscall.SIGTERM)
-		fmt.Println("deaf")
+		fmt.Fprintln(os.Stdout, "deaf")
 		serve()
 	case "fork":
 		fork()
@@ -32,16 +32,19 @@ func main() {
 		fill()
 	case "probe":
 		if _, err := os.Stat("/tmp/sick"); err == nil {
-			os.Exit(1)
+			exit(1)
 		}
 	case "sleep":
-		fmt.Println("sleeps")
+		fmt.Fprintln(os.Stdout, "sleeps")
 		time.Sleep(time.Hour)
 	default:
-		fmt.Println("there is no", what)
-		os.Exit(64)
+		fmt.Fprintln(os.Stdout, "there is no", what)
+		exit(64)
 	}
 }
+
+// exit ends the module as tests ask for.
+var exit = os.Exit
 
 func serve() {
 	http.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -63,15 +66,15 @@ func serve() {
 		fmt.Fprint(w, err)
 	})
 	http.HandleFunc("/sick", func(http.ResponseWriter, *http.Request) { _ = os.WriteFile("/tmp/sick", nil, 0o600) })
-	http.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(3) })
+	http.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { exit(3) })
 	http.HandleFunc("/eat", func(http.ResponseWriter, *http.Request) { eat() })
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "app %s, pid %d\n", version(), os.Getpid())
 	})
 	address := "127.0.0.1:" + os.Getenv("PORT")
-	fmt.Println("listens on", address)
-	fmt.Println(http.ListenAndServe(address, nil))
-	os.Exit(1)
+	fmt.Fprintln(os.Stdout, "listens on", address)
+	fmt.Fprintln(os.Stdout, http.ListenAndServe(address, nil))
+	exit(1)
 }
 
 func version() string {
@@ -84,14 +87,14 @@ func version() string {
 
 // fork starts itself without end.
 func fork() {
-	fmt.Println("forks")
+	fmt.Fprintln(os.Stdout, "forks")
 	for {
 		_ = exec.Command("/proc/self/exe", "fork").Start()
 	}
 }
 
 func eat() {
-	fmt.Println("eats")
+	fmt.Fprintln(os.Stdout, "eats")
 	for all := [][]byte{}; ; {
 		b := make([]byte, 8<<20)
 		for i := 0; i < len(b); i += 4096 {
@@ -116,8 +119,8 @@ func fill() {
 		told += fmt.Sprintln("filled", dir, "with", n, "MiB:", err)
 	}
 	for range 16 {
-		fmt.Println(junk)
+		fmt.Fprintln(os.Stdout, junk)
 	}
-	fmt.Print(told)
+	fmt.Fprint(os.Stdout, told)
 	time.Sleep(time.Hour)
 }
