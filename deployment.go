@@ -1,6 +1,9 @@
 package atelier
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Deployment says that a model version shall serve on the devices that its
 // selector names.
@@ -30,6 +33,16 @@ type Deployment struct {
 	Staged *Staged `json:"staged,omitempty"`
 	// Trial is the version that devices run beside this one, nil where there is none.
 	Trial *Trial `json:"trial,omitempty"`
+	// Image is the container image that devices run; Model is then empty, and Version 0.
+	Image *DeploymentImage `json:"image,omitempty"`
+}
+
+// Runs names what the deployment runs: MODEL:VERSION, or an image.
+func (d *Deployment) Runs() string {
+	if d.Image != nil {
+		return d.Image.Reference
+	}
+	return fmt.Sprintf("%s:%d", d.Model, d.Version)
 }
 
 // Staged is a version that devices shall hold and not run yet: they fetch it while

@@ -104,6 +104,9 @@ type Module struct {
 	// FeatureMessages.
 	Routes []MessageRoute `json:"routes,omitempty"`
 	Twin   *DesiredTwin   `json:"twin,omitempty"`
+	// Image is the container image that is run in place of a model. Model then names the
+	// image, with no variant and the version 0.
+	Image *ModuleImage `json:"image,omitempty"`
 }
 
 // ModuleModel is the model version and the variant of it that the device runs.
@@ -129,14 +132,20 @@ type ModuleEndpoint struct {
 }
 
 // Content returns every file that m needs on the device: those of its variant, with
-// its environment's, and those of its runtime.
+// its environment's, those of its runtime, and those of its image.
 func (m *Module) Content() []File {
 	files := m.Model.Variant.Content()
+	if m.Image != nil {
+		files = append(files, m.Image.Files()...)
+	}
 	if m.Runtime != nil {
 		files = append(files, m.Runtime.Files...)
 	}
 	return files
 }
+
+// HasEndpoint reports whether m answers requests: a container without a port does not.
+func (m *Module) HasEndpoint() bool { return m.Image == nil || m.Image.Container.Port != 0 }
 
 // Has reports whether d is the digest of a file that m needs.
 func (m *Module) Has(d Digest) bool {

@@ -99,7 +99,7 @@ func Run(ctx context.Context, opts Options) error {
 
 // with opens an agent, which has the state directory while do works.
 func with(opts Options, do func(*agent) error) error {
-	places, err := NewPlaces(opts.Config.Paths)
+	places, err := NewPlaces(opts.Config)
 	if err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (a *agent) reconfigure(c config.Config, err error) {
 	a.mu.Lock()
 	a.configured = configured(err).Following(a.configured, time.Now())
 	if err == nil {
-		if c.Paths != a.config.Paths || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Bundles != a.config.Bundles || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
+		if c.Paths != a.config.Paths || c.Containers != a.config.Containers || c.Disk.BallastBytes != a.config.Disk.BallastBytes || c.Bundles != a.config.Bundles || c.Telemetry.SpoolBytes != a.config.Telemetry.SpoolBytes {
 			a.log.Warn("some of the changed settings take effect when the agent is restarted")
 		}
 		a.config = c

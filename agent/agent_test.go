@@ -77,7 +77,7 @@ func joined(t *testing.T) *device {
 		if err := d.stop(); err != nil {
 			t.Error(err)
 		}
-		if err := Down(context.Background(), d.config.Paths, d.kinds); err != nil {
+		if err := Down(context.Background(), d.config, d.kinds); err != nil {
 			t.Error(err)
 		}
 		if err := os.RemoveAll(run); err != nil {
@@ -170,7 +170,7 @@ func TestTheMainJob(t *testing.T) {
 	})
 	d.eventually("telemetry comes", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.batches > 2 })
 
-	places, err := NewPlaces(d.config.Paths)
+	places, err := NewPlaces(d.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestTheMainJob(t *testing.T) {
 	if err := Run(t.Context(), d.options()); atelier.CodeOf(err) != atelier.InUse {
 		t.Errorf("a second agent: %v", err)
 	}
-	if err := Down(t.Context(), d.config.Paths, d.kinds); atelier.CodeOf(err) != atelier.InUse {
+	if err := Down(t.Context(), d.config, d.kinds); atelier.CodeOf(err) != atelier.InUse {
 		t.Errorf("down while the agent runs: %v", err)
 	}
 
@@ -266,7 +266,7 @@ func TestDaysWithoutTheHub(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.start()
-	places, err := NewPlaces(d.config.Paths)
+	places, err := NewPlaces(d.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func TestARevokedDeviceKeepsItsModulesAndStaysAway(t *testing.T) {
 	d.say(wire.TypeRevoked, wire.Revoked{Time: time.Now(), Reason: "stolen"})
 	gone := func() bool { _, there := d.broker.Clients.Get(d.device); return !there }
 	d.eventually("it disconnects", gone)
-	places, err := NewPlaces(d.config.Paths)
+	places, err := NewPlaces(d.config)
 	if err != nil {
 		t.Fatal(err)
 	}

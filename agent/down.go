@@ -16,8 +16,8 @@ const endGrace = 10 * time.Second
 
 // Down ends the modules and the gateway that an agent left running. They come up
 // again with the next Run. InUse while an agent runs: it would start them again.
-func Down(ctx context.Context, paths config.Paths, kinds func(Places) ([]targets.Target, error)) error {
-	p, err := NewPlaces(paths)
+func Down(ctx context.Context, c config.Config, kinds func(Places) ([]targets.Target, error)) error {
+	p, err := NewPlaces(c)
 	if err != nil {
 		return err
 	}

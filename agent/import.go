@@ -30,7 +30,7 @@ func Import(ctx context.Context, opts Options, path string) (bundles.Imported, e
 	if !filepath.IsAbs(path) {
 		return bundles.Imported{}, atelier.Errorf(atelier.Invalid, "%q is no absolute path", path)
 	}
-	places, err := NewPlaces(opts.Config.Paths)
+	places, err := NewPlaces(opts.Config)
 	if err != nil {
 		return bundles.Imported{}, err
 	}

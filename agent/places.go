@@ -14,12 +14,17 @@ import (
 type Places struct {
 	State    string // what must last
 	Run      string // sockets
-	Programs string // atelier-gateway, atelier-serve, atelier-shim
+	Programs string // atelier-gateway, atelier-serve, atelier-shim, drivers
+	// Containers say how containers are run.
+	Containers config.Containers
+	// Reserve is how many bytes of the disk stay free.
+	Reserve int64
 }
 
 // NewPlaces returns the places that a configuration names.
-func NewPlaces(p config.Paths) (Places, error) {
-	places := Places{State: p.State, Run: p.Run, Programs: p.Programs}
+func NewPlaces(c config.Config) (Places, error) {
+	p := c.Paths
+	places := Places{State: p.State, Run: p.Run, Programs: p.Programs, Containers: c.Containers, Reserve: c.Disk.ReserveBytes}
 	if places.Programs == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -54,6 +59,15 @@ func (p Places) importSocket() string { return filepath.Join(p.Run, "import.sock
 
 // Instances is where a target of the kind keeps what it knows of its instances.
 func (p Places) Instances(kind string) string { return filepath.Join(p.State, "instances", kind) }
+
+// Driver is the path of the driver for a kind of target.
+func (p Places) Driver(kind string) string { return filepath.Join(p.Programs, "atelier-driver-"+kind) }
+
+// DriverSocket is where the driver for a kind of target answers.
+func (p Places) DriverSocket(kind string) string { return filepath.Join(p.Run, kind+".sock") }
+
+// DriverLog takes what the driver for a kind of target writes.
+func (p Places) DriverLog(kind string) string { return filepath.Join(p.State, "driver-"+kind+".log") }
 
 // Shim is the path of atelier-shim.
 func (p Places) Shim() string { return filepath.Join(p.Programs, "atelier-shim") }

@@ -34,6 +34,8 @@ type Spec struct {
 	// LogLimit is the size in bytes at which Log begins anew, keeping one older file.
 	LogLimit int64          `json:"log_limit"`
 	Limits   atelier.Limits `json:"limits"`
+	// Container is set for instances that run a container image.
+	Container *Container `json:"container,omitempty"`
 }
 
 // Phase says whether an instance runs.

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -46,7 +47,9 @@ type Config struct {
 	Modules   Modules   `toml:"modules"`
 	Disk      Disk      `toml:"disk"`
 	Bundles   Bundles   `toml:"bundles"`
-	Paths     Paths     `toml:"paths"`
+	// Containers take effect when the agent starts.
+	Containers Containers `toml:"containers"`
+	Paths      Paths      `toml:"paths"`
 }
 
 // Log says what the agent writes to its log.
@@ -96,6 +99,16 @@ type Bundles struct {
 	KeepImported bool `toml:"keep_imported"`
 }
 
+// Containers say how container images are run; see docs/containers.md.
+type Containers struct {
+	// Address is containerd's socket.
+	Address string `toml:"address"`
+	// Namespace is containerd's, of this device's alone.
+	Namespace string `toml:"namespace"`
+	// Snapshotter is containerd's; "" takes overlayfs where it works, and native otherwise.
+	Snapshotter string `toml:"snapshotter"`
+}
+
 // Paths say where things lie; see docs/agent.md.
 type Paths struct {
 	State string `toml:"state"`
@@ -121,13 +134,14 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 // Default returns the configuration that holds where no file says otherwise.
 func Default() Config {
 	return Config{
-		Log:       Log{Level: "info"},
-		Telemetry: Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
-		Gateway:   Gateway{Listen: "127.0.0.1:8600"},
-		Modules:   Modules{Listen: "127.0.0.1:8601", QueueBytes: 16 << 20},
-		Disk:      Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute), KeepPrevious: true},
-		Bundles:   Bundles{KeepImported: true},
-		Paths:     Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
+		Log:        Log{Level: "info"},
+		Telemetry:  Telemetry{Interval: Duration(15 * time.Second), SpoolBytes: 64 << 20},
+		Gateway:    Gateway{Listen: "127.0.0.1:8600"},
+		Modules:    Modules{Listen: "127.0.0.1:8601", QueueBytes: 16 << 20},
+		Disk:       Disk{ReserveBytes: 64 << 20, BallastBytes: 4 << 20, KeepUnused: Duration(30 * time.Minute), KeepPrevious: true},
+		Bundles:    Bundles{KeepImported: true},
+		Containers: Containers{Address: "/run/containerd/containerd.sock", Namespace: "atelier"},
+		Paths:      Paths{State: "/var/lib/atelier", Run: "/run/atelier"},
 	}
 }
 
@@ -141,6 +155,9 @@ func Parse(text []byte) (Config, error) {
 	}
 	return c, c.check()
 }
+
+// namespace is what containerd takes for a namespace's name.
+var namespace = regexp.MustCompile("^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$")
 
 // explain turns the decoder's error into one that names line and key.
 func explain(err error) error {
@@ -190,10 +207,13 @@ func (c *Config) check() error {
 	if k := time.Duration(c.Disk.KeepUnused); k < 0 {
 		return wrong("disk.keep_unused", "is %v, expected 0s or more", k)
 	}
-	for field, p := range map[string]string{"paths.state": c.Paths.State, "paths.run": c.Paths.Run} {
+	for field, p := range map[string]string{"paths.state": c.Paths.State, "paths.run": c.Paths.Run, "containers.address": c.Containers.Address} {
 		if !filepath.IsAbs(p) {
 			return wrong(field, "is %q, expected an absolute path", p)
 		}
+	}
+	if n := c.Containers.Namespace; !namespace.MatchString(n) || len(n) > 76 {
+		return wrong("containers.namespace", "is %q, expected letters, digits, '-', '_' and '.'", n)
 	}
 	for field, p := range map[string]string{"paths.programs": c.Paths.Programs, "bundles.directory": c.Bundles.Directory} {
 		if p != "" && !filepath.IsAbs(p) {

@@ -155,7 +155,7 @@ func routes(slots state.Slots, device string, socket func(rollout string) string
 	table := atelier.RouteTable{Sequence: slots.RouteTable.Sequence, Device: device}
 	for _, deployment := range slices.Sorted(maps.Keys(slots.Modules)) {
 		c := slots.Modules[deployment].Current
-		if c == nil {
+		if c == nil || !c.Module.HasEndpoint() {
 			continue
 		}
 		backend := func(m *atelier.Module) atelier.Backend {

@@ -75,6 +75,8 @@ type Options struct {
 	// cannot be loaded gives an *atelier.LoadError.
 	Load   func(ctx context.Context, socket, id string, args []string) error
 	Unload func(ctx context.Context, socket, id string) error
+	// VerifyImage, where set, says why an image may not be run here.
+	VerifyImage func(*atelier.ModuleImage) error
 	// Memory returns how much memory is available on the device, in bytes; 0
 	// where that is not known.
 	Memory func() int64

@@ -69,6 +69,9 @@ func (i *instance) check(context.Context) error {
 	if i.target == nil {
 		return final(atelier.ReasonUnsupportedFeature, "this agent has no target of kind %q", i.module.Target)
 	}
+	if i.module.Image != nil {
+		return i.checkImage()
+	}
 	switch v := i.module.Model.Variant; {
 	case v.Kind != atelier.VariantONNX && !v.InPython():
 		return final(atelier.ReasonVariantMissing, "this agent cannot run a variant of kind %q", v.Kind)
@@ -96,6 +99,12 @@ const (
 // environment is unpacked, which is the one thing that takes space a second time.
 func (i *instance) prepare(ctx context.Context) error {
 	layout := map[string][]atelier.File{modelDir: i.module.Model.Variant.Files}
+	if i.module.Image != nil {
+		if err := i.verifyImage(); err != nil {
+			return err
+		}
+		layout[""] = i.module.Image.Files() // their paths begin with image/
+	}
 	if i.module.Runtime != nil && !shared(&i.module) {
 		layout[runtimeDir] = i.module.Runtime.Files
 	}
@@ -142,6 +151,9 @@ func (i *instance) link(f atelier.File, path string) error {
 // spec says how the rollout's module is run; see docs/architecture.md for
 // atelier-serve's command line.
 func (i *instance) spec() targets.Spec {
+	if i.module.Image != nil {
+		return i.containerSpec()
+	}
 	m, dir, socket := &i.module, i.dir(), i.runner.socket(i.module.Rollout)
 	command := []string{i.runner.program()}
 	if m.Model.Variant.Kind == atelier.VariantONNX {
@@ -229,7 +241,7 @@ func (i *instance) prove(ctx context.Context) error {
 		case statusErr != nil:
 			return statusErr
 		case status.Phase == targets.Exited:
-			return &exitError{exit: status.Exit, limit: i.module.Limits.Memory}
+			return &exitError{exit: status.Exit, limit: i.module.Limits.Memory, foreign: i.module.Image != nil}
 		case time.Since(began) > times.Load:
 			return i.end(ctx, fmt.Errorf("it was not ready after %v: %w", times.Load, err))
 		}
@@ -247,6 +259,9 @@ const probeTimeout = 10 * time.Second
 func (i *instance) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
+	if i.module.Image != nil {
+		return i.probeContainer(ctx)
+	}
 	h, err := i.runner.opts.Ready(ctx, i.runner.socket(i.module.Rollout))
 	if err == nil {
 		i.mu.Lock()
@@ -268,7 +283,7 @@ func (i *instance) watch(ctx context.Context) error {
 	go func() {
 		status, err := i.target.Wait(waiting, i.id)
 		if err == nil {
-			err = &exitError{exit: status.Exit, limit: i.module.Limits.Memory, wasReady: true}
+			err = &exitError{exit: status.Exit, limit: i.module.Limits.Memory, wasReady: true, foreign: i.module.Image != nil}
 		}
 		ended <- err
 	}()

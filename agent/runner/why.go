@@ -62,6 +62,7 @@ type exitError struct {
 	limit    int64 // of its memory in bytes, 0 for none
 	wasReady bool
 	loading  bool // it is one of several models, and its server goes on
+	foreign  bool // its exit codes mean what its image says, not what atelier-serve's do
 }
 
 func (e *exitError) Error() string {
@@ -76,6 +77,7 @@ func (e *exitError) Error() string {
 		return "the device ran out of memory, and the system ended it"
 	case e.exit.Signal != "":
 		text = fmt.Sprintf("it was ended by signal %q", e.exit.Signal)
+	case e.foreign:
 	case e.exit.Code == exitModel:
 		text, most = "its model cannot be loaded", maxScriptLine
 	case e.exit.Code == exitRuntime:
@@ -99,6 +101,10 @@ func (e *exitError) reason() atelier.Reason {
 	switch {
 	case e.exit != nil && e.exit.OutOfMemory:
 		return atelier.ReasonOutOfMemory
+	case e.foreign && e.wasReady:
+		return atelier.ReasonCrashed
+	case e.foreign:
+		return atelier.ReasonStartFailed
 	case e.exit != nil && e.exit.Code == exitModel:
 		return atelier.ReasonInitFailed
 	case e.exit != nil && e.exit.Code == exitRuntime:
@@ -167,6 +173,9 @@ func (i *instance) remedy(why atelier.Why) string {
 			return fmt.Sprintf("Raise the limit of all models of server %s with 'atelier deploy MODEL --memory SIZE', let this one run in another, or deploy a smaller model.", m.Serving.Server)
 		}
 	case atelier.ReasonOutOfMemory:
+		if m.Image != nil {
+			return fmt.Sprintf("Raise the limit with 'atelier deploy --image %s --name %s --memory SIZE', or let it take less.", m.Image.Reference, m.Name)
+		}
 		return fmt.Sprintf("Raise the limit with 'atelier deploy %s:%d --name %s --memory SIZE', or deploy a smaller model.", m.Model.Name, m.Model.Version, m.Name)
 	}
 	return why.Remedy()
@@ -178,6 +187,8 @@ func reasonOf(err error) atelier.Reason {
 	switch code := atelier.CodeOf(err); {
 	case code == atelier.NoSpace:
 		return atelier.ReasonNoSpace
+	case code == atelier.Unsupported && errors.As(err, &start):
+		return atelier.ReasonVariantMissing
 	case code == atelier.Corrupt:
 		return atelier.ReasonDigestMismatch
 	case code == atelier.Unavailable, code == atelier.Timeout:

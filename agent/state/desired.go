@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/trust"
@@ -169,6 +170,9 @@ func checkModule(m *atelier.Module) error {
 	if m.Limits.Memory < 0 || m.Limits.CPUs < 0 {
 		return atelier.Errorf(atelier.Invalid, "a limit is negative")
 	}
+	if m.Image != nil {
+		return checkImage(m)
+	}
 	if err := checkFiles(m.Model.Variant.Files, m.Model.Variant.Entry); err != nil {
 		return fmt.Errorf("model: %w", err)
 	}
@@ -195,6 +199,26 @@ func checkMessages(m *atelier.Module) error {
 	}
 	_, err := atelier.MergePatch(nil, m.Twin.Properties)
 	return err
+}
+
+// imageDir is where the files of an image lie among a module's.
+const imageDir = "image/"
+
+// checkImage checks a module that runs an image, and has no model.
+func checkImage(m *atelier.Module) error {
+	if len(m.Model.Variant.Files) > 0 || m.Runtime != nil {
+		return atelier.Errorf(atelier.Invalid, "it runs an image, and brings a model besides")
+	}
+	files := m.Image.Files()
+	if err := checkFiles(files, m.Image.Manifest.Path); err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	for _, f := range files {
+		if !strings.HasPrefix(f.Path, imageDir) {
+			return atelier.Errorf(atelier.Invalid, "image: the file %.120q does not lie below %s", f.Path, imageDir)
+		}
+	}
+	return m.Image.Container.Check()
 }
 
 func checkFiles(files []atelier.File, entry string) error {

@@ -102,14 +102,14 @@ func setupDown(_ *flag.FlagSet, _ *paths) func(context.Context, config.Config) e
 	return func(ctx context.Context, c config.Config) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		return agent.Down(ctx, c.Paths, kinds)
+		return agent.Down(ctx, c, kinds)
 	}
 }
 
 func setupStatus(flags *flag.FlagSet, p *paths) func(context.Context, config.Config) error {
 	output := flags.String("o", "", "the `FORMAT` of the output: json, or nothing for people")
 	return func(ctx context.Context, c config.Config) error {
-		places, err := agent.NewPlaces(c.Paths)
+		places, err := agent.NewPlaces(c)
 		if err != nil {
 			return err
 		}

@@ -33,7 +33,11 @@ func kinds(p agent.Places) ([]targets.Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []targets.Target{processes}, nil
+	list := []targets.Target{processes}
+	if containers := containersOf(p); containers != nil {
+		list = append(list, containers)
+	}
+	return list, nil
 }
 
 const usage = `atelier-agent runs models on this device as its Atelier hub deploys them.

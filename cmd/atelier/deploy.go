@@ -25,15 +25,17 @@ type deployFlags struct {
 	collect                            collectFlags
 	serving                            servingFlags
 	routing                            routeFlags
+	cpus                               float64
+	container                          containerFlags
 	trialFlags
 }
 
 func (a *app) deployCommand() *cobra.Command {
 	var f deployFlags
 	cmd := &cobra.Command{
-		Use:   "deploy MODEL[:VERSION]",
-		Short: "Deploy a model version to devices, or bring a deployment to another version",
-		Long: `Deploy a model version to devices, or bring a deployment to another version.
+		Use:   "deploy MODEL[:VERSION] | --image REPOSITORY:TAG",
+		Short: "Deploy a model version or a container image to devices, or bring a deployment to another one",
+		Long: `Deploy a model version or a container image to devices, or bring a deployment to another one.
 
 A deployment of that name is made, or changed where there is one: what is not given stays as it is. Without a version the
 newest is taken. The command waits until every selected device serves the version, and tells why one does not; a device
@@ -54,6 +56,10 @@ why, how long that takes at the device's rate, and which devices would not take 
 headers, as devices count what they receive; MQTT, TLS and the desired state add some 5 KB and 0.2%. The hub makes the differences
 that the deploy would use, and --timeout bounds how long the plan waits for them.
 
+With --image the devices run a container of the workspace's registry, by containerd, in place of a model. --port makes it the
+deployment's endpoint; without one it is a module that nobody asks. The other flags about containers replace what the image says; an
+empty one takes back what was said before.
+
 With --collect a part of the requests, 0 to 1, is recorded with inputs and outputs, and comes into the workspace as Parquet; see
 'atelier data'. --collect 0 ends that. No module is restarted for it. Values named by --collect-mask are left out on the device.
 
@@ -69,13 +75,18 @@ With --route messages go from a module's output to another module's input on the
   atelier deploy digits:4 --plan               # what would version 4 cost? Nothing is changed
   atelier deploy digits --collect 0.05 --collect-mask inputs.name --collect-budget 100MB --collect-rate 1MB
   atelier deploy counter --route 'FROM /modules/camera/outputs/frames INTO /modules/counter/inputs/frames' --route 'FROM /modules/counter/outputs/* INTO upstream'
-  atelier deploy silero --device press-4 --name speech`,
-		Args: exactly(1),
+  atelier deploy silero --device press-4 --name speech
+  atelier deploy --image press/cell:1.4 --port 8080 --probe http:/healthz --to site=hall-2`,
+		Args: between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.serving.read(cmd.Flags()); err != nil {
 				return err
 			}
-			return a.deploy(cmd.Context(), args[0], f)
+			ref, err := f.deployWhat(args)
+			if err != nil {
+				return err
+			}
+			return a.deploy(cmd.Context(), ref, f)
 		},
 	}
 	flags := cmd.Flags()
@@ -86,6 +97,8 @@ With --route messages go from a module's output to another module's input on the
 	flags.StringVar(&f.endpoint, "endpoint", "", "name of the endpoint (default the deployment's)")
 	flags.StringVar(&f.target, "target", "", "kind of target to run on (default the device's own)")
 	flags.StringVar(&f.memory, "memory", "", "memory that a module may use, such as 512MiB")
+	flags.Float64Var(&f.cpus, "cpus", 0, "processors that a module may use, such as 1.5")
+	f.container.register(flags)
 	f.serving.add(flags)
 	flags.BoolVar(&f.prefetch, "prefetch", false, "only bring the version to the devices, and switch nothing")
 	flags.BoolVar(&f.change, "switch", false, "switch the devices to the version that they prefetched")
@@ -102,9 +115,12 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if f.prefetch && f.change {
 		return errUsage{errors.New("--prefetch and --switch do not go together\n  Prefetch first, and switch when the devices are ready")}
 	}
-	model, number, err := splitVersion(ref)
-	if err != nil {
-		return err
+	model, number := "", ""
+	if ref != "" {
+		var err error
+		if model, number, err = splitVersion(ref); err != nil {
+			return err
+		}
 	}
 	cl, ws, err := a.open()
 	if err != nil {
@@ -117,6 +133,9 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if f.change {
 		spec.Version = number // what is staged where it is empty
 	}
+	if ref == "" {
+		spec.Version = ""
+	}
 	if err := f.put(&spec, number); err != nil {
 		return err
 	}
@@ -126,15 +145,16 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 	if spec.Routes, err = f.routing.change(); err != nil {
 		return err
 	}
-	if f.memory != "" {
-		n, err := parseBytes(f.memory)
-		if err != nil {
-			return err
-		}
-		spec.Limits = &atelier.Limits{Memory: n}
-	}
-	name := firstOf(f.name, model)
+	name := firstOf(f.name, model, imageDeployment(f.container.image))
 	d, err := cl.Deployment(ctx, ws, name)
+	if wrong := f.limit(&spec, d.Limits); wrong != nil {
+		return wrong
+	}
+	if ref == "" {
+		if wrong := f.container.put(&spec, d.Image); wrong != nil {
+			return wrong
+		}
+	}
 	if err == nil || atelier.CodeOf(err) == atelier.NotFound {
 		var wrong error
 		if spec.Collect, wrong = f.collect.change(d.Collect); wrong != nil {
@@ -175,6 +195,25 @@ func (a *app) deploy(ctx context.Context, ref string, f deployFlags) error {
 		return err
 	}
 	return a.print(statuses, func() table { return statusesTable(statuses) })
+}
+
+// limit puts the limits that were given into spec, over those that the deployment has.
+func (f *deployFlags) limit(spec *client.DeploymentSpec, has atelier.Limits) error {
+	if f.memory == "" && !f.given("cpus") {
+		return nil
+	}
+	if f.memory != "" {
+		n, err := parseBytes(f.memory)
+		if err != nil {
+			return err
+		}
+		has.Memory = n
+	}
+	if f.given("cpus") {
+		has.CPUs = f.cpus
+	}
+	spec.Limits = &has
+	return nil
 }
 
 // selector returns what the flags select, nil where they say nothing.
@@ -237,13 +276,24 @@ type goalStatus struct {
 // serving is the goal that every device serves the version that is wanted.
 func serving(d atelier.Deployment) goal {
 	return goal{
-		wants:  fmt.Sprintf("%s:%d on endpoint /%s", d.Model, d.Version, d.Endpoint),
-		missed: fmt.Sprintf("do not serve %s:%d", d.Model, d.Version),
+		wants:  fmt.Sprintf("%s%s", d.Runs(), onEndpoint(d)),
+		missed: "do not serve " + d.Runs(),
 		slot: func(s atelier.DeviceStatus) goalStatus {
+			if d.Image != nil && s.State() == atelier.Serving {
+				return goalStatus{s.Standing, true, "runs " + d.Runs()}
+			}
 			return goalStatus{s.Standing, s.State() == atelier.Serving && s.Version == s.Wanted, statusLine(s)}
 		},
 		summary: func([]atelier.DeviceStatus) string { return "" },
 	}
+}
+
+// onEndpoint names a deployment's endpoint, where it has one.
+func onEndpoint(d atelier.Deployment) string {
+	if d.Image != nil && d.Image.Container.Port == 0 {
+		return ""
+	}
+	return " on endpoint /" + d.Endpoint
 }
 
 // await polls a deployment until every selected device has reached the goal.
@@ -391,7 +441,7 @@ func deploymentsTable(all []atelier.Deployment) table {
 
 func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]string {
 	about := [][]string{
-		{"Deployment:", d.Name}, {"Model:", runningVersion(d)}, {"Endpoint:", "/" + d.Endpoint},
+		{"Deployment:", d.Name}, {whatRuns(d), runningVersion(d)}, {"Endpoint:", "/" + d.Endpoint},
 		{"Devices:", selected(d.Selector)}, {"Target:", firstOf(d.Target, "the device's own")},
 	}
 	if d.Staged != nil {
@@ -411,6 +461,13 @@ func aboutDeployment(d atelier.Deployment, statuses []atelier.DeviceStatus) [][]
 		about = append(about, []string{"Serving:", d.Serving.String()})
 	}
 	return append(about, []string{"Updated:", ago(d.Updated)})
+}
+
+func whatRuns(d atelier.Deployment) string {
+	if d.Image != nil {
+		return "Image:"
+	}
+	return "Model:"
 }
 
 func selected(s atelier.Selector) string {

@@ -55,10 +55,10 @@ func (a *app) change(ctx context.Context, cl *client.Client, ws string, d atelie
 
 // runningVersion is what of a deployment runs, "-" where nothing does.
 func runningVersion(d atelier.Deployment) string {
-	if d.VersionID == "" {
+	if d.VersionID == "" && d.Image == nil {
 		return "-"
 	}
-	return fmt.Sprintf("%s:%d", d.Model, d.Version)
+	return d.Runs()
 }
 
 func stagedVersion(d atelier.Deployment) string {

@@ -25,6 +25,7 @@ type deploymentStatus struct {
 	Name    string `json:"name"`
 	Model   string `json:"model"`
 	Version int    `json:"version"`
+	Image   string `json:"image,omitempty"`
 	Serving int    `json:"serving"`
 	Devices int    `json:"devices"`
 	// Staged is the version that devices prefetch, and Ready how many hold it.
@@ -92,6 +93,9 @@ func statusOf(ctx context.Context, cl *client.Client, ws string) (workspaceStatu
 		if d.Staged != nil {
 			one.Model, one.Staged = firstOf(d.Model, d.Staged.Model), d.Staged.Version
 		}
+		if d.Image != nil {
+			one.Image = d.Image.Reference
+		}
 		one.Trial = d.Trial
 		for on, err := range cl.DeploymentDevices(ctx, ws, d.ID) {
 			if err != nil {
@@ -121,7 +125,9 @@ func statusTable(s workspaceStatus) table {
 	}}
 	for _, d := range s.Deployments {
 		text := fmt.Sprintf("%s:%d, serving on %d of %s", d.Model, d.Version, d.Serving, count(d.Devices, "device", "devices"))
-		if d.Version == 0 {
+		if d.Image != "" {
+			text = fmt.Sprintf("%s, serving on %d of %s", d.Image, d.Serving, count(d.Devices, "device", "devices"))
+		} else if d.Version == 0 {
 			text = fmt.Sprintf("%s, nothing runs yet on %s", d.Model, count(d.Devices, "device", "devices"))
 		}
 		if d.Staged > 0 {

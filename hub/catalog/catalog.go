@@ -207,6 +207,9 @@ var (
 			if v.VersionID != "" {
 				refs = append(refs, store.Ref{Rel: RelVersion, To: v.VersionID})
 			}
+			if v.Image != nil { // its content stays, whatever becomes of its tag
+				refs = append(refs, blobRefs(v.Image.Files())...)
+			}
 			if v.Staged != nil && v.Staged.VersionID != v.VersionID {
 				refs = append(refs, store.Ref{Rel: RelVersion, To: v.Staged.VersionID})
 			}

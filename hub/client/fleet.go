@@ -135,6 +135,13 @@ type DeploymentSpec struct {
 	Trial       *TrialSpec              `json:"trial,omitempty"`    // the devices run the version beside the one that serves
 	Promote     bool                    `json:"promote,omitempty"`  // what runs beside it takes its place
 	Rollback    bool                    `json:"rollback,omitempty"` // what runs beside it ends
+	Image       *ImageSpec              `json:"image,omitempty"`    // the devices run a container in place of a model
+}
+
+// ImageSpec is what a deployment asks for of a container image; what is empty stays.
+type ImageSpec struct {
+	Reference string                     `json:"reference,omitempty"` // REPOSITORY:TAG or REPOSITORY@DIGEST
+	Container *atelier.ContainerSettings `json:"container,omitempty"`
 }
 
 // TrialSpec is what a version gets that runs beside the one that serves; nil leaves a

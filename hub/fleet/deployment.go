@@ -43,6 +43,8 @@ type DeploymentSpec struct {
 	// Promote makes the version that runs beside the one that serves the one that does,
 	// Rollback ends it.
 	Promote, Rollback bool
+	// Image is the container image to run in place of a model.
+	Image *ImageSpec
 }
 
 // Latest stands for the newest version that is not archived.
@@ -71,7 +73,7 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 		if err := checkServer(tx, workspace, &base, &d); err != nil {
 			return err
 		}
-		if d.VersionID != "" {
+		if active(&d) {
 			if err := f.newRollout(tx, workspace, &d, atelier.NewID(), access.PrincipalFrom(ctx).Actor()); err != nil {
 				return err
 			}
@@ -91,21 +93,21 @@ func (f *Fleet) CreateDeployment(ctx context.Context, workspace string, spec Dep
 
 // complete returns the spec of a new deployment with its defaults.
 func complete(spec DeploymentSpec) (DeploymentSpec, error) {
-	if spec.Name == nil || spec.Model == nil || spec.Selector == nil {
-		return spec, atelier.Errorf(atelier.Invalid, "a deployment needs a name, a model and a selector").
+	if spec.Name == nil || spec.Model == nil && spec.Image == nil || spec.Selector == nil {
+		return spec, atelier.Errorf(atelier.Invalid, "a deployment needs a name, a model or an image, and a selector").
 			WithRemedy("Say what to deploy and where: 'atelier deploy MODEL --to label=value'.")
 	}
-	if spec.Version == nil {
+	if spec.Version == nil && spec.Image == nil {
 		latest := Latest
 		spec.Version = &latest
 	}
 	if spec.Endpoint == nil {
 		spec.Endpoint = spec.Name
 	}
-	if spec.Switch {
+	if spec.Switch && spec.Model != nil {
 		return spec, errNothingStaged(*spec.Name, *spec.Model)
 	}
-	if spec.tries() {
+	if spec.tries() && spec.Model != nil {
 		return spec, errNothingServes(*spec.Name, *spec.Model)
 	}
 	return spec, nil
@@ -153,6 +155,11 @@ func (f *Fleet) UpdateDeployment(ctx context.Context, workspace, ref string, rev
 // revise returns a deployment as spec wants it, checked, with the rollout that then
 // begins: one that was staged, or rollout.
 func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, spec DeploymentSpec, rollout string) (d atelier.Deployment, err error) {
+	if old.Image != nil {
+		if err := onlyImage(&old, spec); err != nil {
+			return d, err
+		}
+	}
 	if spec.Prefetch || spec.Switch {
 		if err := checkStaging(spec); err != nil {
 			return d, err
@@ -178,9 +185,9 @@ func (f *Fleet) revise(tx store.Tx, workspace string, old atelier.Deployment, sp
 	if err := checkServer(tx, workspace, &old, &d); err != nil {
 		return d, err
 	}
-	if !sameContent(&old, &d) && d.VersionID != "" {
+	if !sameContent(&old, &d) && active(&d) {
 		d.Rollout = rollout
-		if s := old.Staged; s != nil && s.VersionID == d.VersionID {
+		if s := old.Staged; s != nil && d.VersionID != "" && s.VersionID == d.VersionID {
 			d.Rollout = s.Rollout // the devices have it under this one
 		}
 		if t := old.Trial; t != nil && t.VersionID == d.VersionID && onlyVersion(&old, &d) {
@@ -258,6 +265,12 @@ func (f *Fleet) apply(tx store.Tx, workspace string, d atelier.Deployment, spec 
 			return d, err
 		}
 		d.Routes = routes
+	}
+	if spec.Image != nil {
+		return f.applyImage(tx, workspace, d, spec)
+	}
+	if d.Image != nil {
+		return d, onlyImage(&d, spec)
 	}
 	if spec.Rollback {
 		if d.Trial == nil {
@@ -471,7 +484,7 @@ func findVersion(tx store.Tx, workspace, model, version string) (atelier.Version
 // sameContent reports whether what devices run stays the same.
 func sameContent(a, b *atelier.Deployment) bool {
 	return a.VersionID == b.VersionID && a.Endpoint == b.Endpoint && a.Target == b.Target && a.Limits == b.Limits && a.Serving == b.Serving &&
-		reflect.DeepEqual(a.Selector, b.Selector)
+		reflect.DeepEqual(a.Selector, b.Selector) && reflect.DeepEqual(a.Image, b.Image)
 }
 
 // newRollout records what the deployment asks for from now on.
@@ -499,6 +512,13 @@ func (f *Fleet) newRollouts(tx store.Tx, workspace string, old, d *atelier.Deplo
 
 // recordRollout writes down what a rollout of the deployment runs.
 func (f *Fleet) recordRollout(tx store.Tx, workspace string, d *atelier.Deployment, version, id, by string) error {
+	if version == "" && d.Image != nil {
+		_, err := catalog.Rollouts.Insert(tx, workspace, "", atelier.Rollout{
+			Meta: atelier.Meta{ID: id}, Deployment: d.ID, DeploymentName: d.Name, Endpoint: d.Endpoint,
+			Model: d.Image.Reference, Digest: d.Image.Digest, Package: d.Image.Digest, By: by,
+		})
+		return err
+	}
 	v, err := catalog.Versions.Get(tx, workspace, version)
 	if err != nil {
 		return err

@@ -110,7 +110,7 @@ func (d *draft) load(tx store.Tx, spec DeploymentSpec) (fresh bool, err error) {
 		if spec, err = complete(spec); err == nil {
 			d.Deployment, err = d.f.apply(tx, d.workspace, atelier.Deployment{Meta: atelier.Meta{ID: atelier.NewID()}}, spec)
 		}
-		if d.VersionID != "" {
+		if active(&d.Deployment) {
 			d.Rollout = atelier.NewID()
 		}
 	case err == nil:

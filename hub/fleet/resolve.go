@@ -126,7 +126,7 @@ func (p *plan) resolve(d *atelier.Device, held []atelier.Module) (w wanted) {
 		if !dep.Selector.Match(d) {
 			continue
 		}
-		if dep.VersionID != "" {
+		if active(&dep.Deployment) {
 			if m, why := p.module(dep, d, held); why != nil {
 				w.unmet = append(w.unmet, catalog.NewUnmet(dep.ID, dep.Name, catalog.Served, *why))
 			} else {
@@ -179,6 +179,9 @@ func (p *plan) module(dep *planned, d *atelier.Device, held []atelier.Module) (a
 	}
 	if d.Facts.OS == "" {
 		return no(atelier.ReasonNeverConnected, "Device %s has not said yet what it is; it is sent what it can run once it has connected.", d.Name)
+	}
+	if dep.Image != nil {
+		return imageModule(dep, d)
 	}
 	target := cmpOr(dep.Target, d.Target, defaultTarget)
 	if !slices.Contains(d.Facts.Targets, target) {

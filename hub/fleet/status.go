@@ -64,7 +64,7 @@ func (p *picture) running(dep *atelier.Deployment) atelier.DeviceStatus {
 	s := p.bare(dep.Version)
 	switch {
 	case p.device.Revoked != nil:
-	case dep.VersionID == "":
+	case !active(dep):
 		s.Standing = atelier.Stand(atelier.Pending, atelier.Because(atelier.ReasonWaiting, "Nothing is to run yet; the staged version will when the deployment is switched."))
 	default:
 		s.Standing = atelier.Stand(atelier.Pending, workingOut)
@@ -172,7 +172,7 @@ func (p *picture) status(m *atelier.Module) atelier.DeviceStatus {
 			s.Restarts = c.Restarts
 			if c.State() == atelier.Serving {
 				s.Version = c.Version
-				if gateway := p.reported.State.Facts.Gateway; gateway != "" {
+				if gateway := p.reported.State.Facts.Gateway; gateway != "" && m.HasEndpoint() {
 					s.Address = "http://" + gateway + "/" + m.Endpoint.Name
 				}
 			}

@@ -58,8 +58,22 @@ type DeploymentFields struct {
 	Limits      *atelier.Limits         `json:"limits,omitempty"`
 	Collect     *atelier.Collection     `json:"collect,omitempty" doc:"Which requests are recorded, inputs and outputs; replaces what was said before as a whole. No module is restarted"`
 	Serving     *atelier.ServingChange  `json:"serving,omitempty" doc:"How the modules answer requests; fields that are left out stay as they are, 0 leaves one to the model server"`
+	Image       *ImageFields            `json:"image,omitempty" doc:"Container image to run in place of a model"`
 	Routes      *[]atelier.MessageRoute `json:"routes,omitempty" nullable:"false" doc:"Where messages of modules go, such as FROM /modules/a/outputs/x INTO upstream; replaces what was said before as a whole. No module is restarted"`
 	Prefetch    bool                    `json:"prefetch,omitempty" doc:"Let the devices fetch the version and not run it yet; what they run goes on"`
+}
+
+// ImageFields say which container image a deployment runs, and how; exported for the OpenAPI document.
+type ImageFields struct {
+	Reference *string                    `json:"reference,omitempty" maxLength:"512" doc:"REPOSITORY:TAG or REPOSITORY@DIGEST in the workspace's registry; a tag is resolved at once"`
+	Container *atelier.ContainerSettings `json:"container,omitempty" doc:"How it runs, beyond what the image says; replaces what was said before as a whole"`
+}
+
+func (i *ImageFields) spec() *fleet.ImageSpec {
+	if i == nil {
+		return nil
+	}
+	return &fleet.ImageSpec{Reference: i.Reference, Container: i.Container}
 }
 
 // TrialFields are what a version gets that runs beside the one that serves; exported for the OpenAPI document.
@@ -91,7 +105,7 @@ func (c *TrialChange) set(s *fleet.DeploymentSpec) {
 
 type newDeployment struct {
 	Name     string           `json:"name" doc:"1 to 63 characters of a-z, 0-9, '-', '_' and '.'"`
-	Model    string           `json:"model" maxLength:"63" doc:"Name or id of the model"`
+	Model    *string          `json:"model,omitempty" maxLength:"63" doc:"Name or id of the model; none where an image is run"`
 	Selector atelier.Selector `json:"selector" doc:"On which devices: all, those with all of the labels, or those that are named"`
 	DeploymentFields
 }
@@ -108,7 +122,7 @@ type deploymentChange struct {
 func (d *DeploymentFields) spec() fleet.DeploymentSpec {
 	return fleet.DeploymentSpec{
 		Description: d.Description, Version: (*string)(d.Version), Endpoint: d.Endpoint, Target: d.Target, Limits: d.Limits,
-		Collect: d.Collect, Serving: d.Serving, Routes: d.Routes, Prefetch: d.Prefetch,
+		Collect: d.Collect, Serving: d.Serving, Routes: d.Routes, Prefetch: d.Prefetch, Image: d.Image.spec(),
 	}
 }
 
@@ -151,14 +165,14 @@ func (s *server) registerDeployments(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "create-deployment", Method: http.MethodPost, Path: deploymentsPath, Tag: tag, Status: http.StatusCreated,
-		Summary: "Deploy a model version to devices", Description: "Makes the endpoint too, with two keys.",
+		Summary: "Deploy a model version, or a container image, to devices", Description: "Makes the endpoint too, with two keys.",
 		Verb: access.DeploymentCreate, Kind: kind, Errors: []atelier.Code{atelier.Exists},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam
 		Body newDeployment
 	}) (*resource[atelier.Deployment], error) {
 		spec := in.Body.spec()
-		spec.Name, spec.Model, spec.Selector = &in.Body.Name, &in.Body.Model, &in.Body.Selector
+		spec.Name, spec.Model, spec.Selector = &in.Body.Name, in.Body.Model, &in.Body.Selector
 		d, err := s.fleet.CreateDeployment(ctx, workspaceOf(ctx), spec)
 		return resourceOf(d, err, meta)
 	})

@@ -42,8 +42,10 @@ var layers = []layer{
 	{"internal/boot", nil, "it starts programs and knows nothing of them"},
 	{"internal/postgrestest", nil, "it starts a database server for tests"},
 	{"examples", []string{"internal/boot"}, "examples use Atelier as its users do"},
-	{"internal/e2e", []string{"", "internal/boot", "internal/wire", "internal/trust", "internal/otlp"}, "it boots programs and talks to them from outside, as a device too"},
-	{"bench", []string{"internal/boot", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
+	{"internal/e2e", []string{"", "internal/boot", "internal/containerdtest", "internal/wire", "internal/trust", "internal/otlp"}, "it boots programs and talks to them from outside, as a device too"},
+	{"bench", []string{"internal/boot", "internal/containerdtest", "internal/onnx", "serving/enginetest"}, "benchmarks measure the programs as their users have them"},
+
+	{"internal/containerdtest", []string{""}, "it runs containerd for tests and knows nothing of modules"},
 
 	{"targets", []string{"", "internal/durable"}, "a target runs what it is told and knows neither hub nor agent"},
 	{"targets/fpgahost", []string{"", "serving", "fpga"}, "the engine knows what it drives, and neither hub nor agent"},
@@ -95,6 +97,8 @@ var layers = []layer{
 	{"cmd/atelier-serve", []string{"", "internal", "serving", "targets/fpgahost", "fpga"}, "the model server knows no hub, agent or MQTT"},
 	{"cmd/atelier-router", []string{"", "internal", "routing"}, "the router carries messages and knows no hub"},
 	{"cmd/atelier-shim", []string{"", "internal", "targets"}, "the shim holds one process and stays tiny"},
+	{"cmd/atelier-keep", []string{"", "internal", "targets"}, "it stands beside one container and stays tiny"},
+	{"cmd/atelier-driver-containerd", []string{"", "internal", "targets"}, "a driver runs what the agent tells it, and knows neither agent nor hub"},
 }
 
 // ban keeps what is heavy or foreign out of a program or a part of the tree.
@@ -125,6 +129,11 @@ var bans = []ban{
 	{within: "cmd/atelier-agent", imports: "github.com/prometheus", deep: true, why: "the agent stays under 10 MB"},
 	{within: "cmd/atelier-agent", imports: "github.com/mochi-mqtt", deep: true, why: "the agent has no broker"},
 	{within: "cmd/atelier-agent", imports: "github.com/containerd", deep: true, why: "container clients are programs of their own"},
+	{within: "cmd/atelier-agent", imports: module + "/targets/containerd", deep: true, why: "the agent asks the driver"},
+	{within: "cmd/atelier-agent", imports: module + "/targets/driver/serve", deep: true, why: "the agent has no HTTP server"},
+	{within: "", imports: "github.com/containerd/containerd", except: []string{"targets/containerd"}, why: "targets/containerd is the one importer of containerd's client"},
+	{within: "targets/containerd/keep", imports: "github.com/containerd", deep: true, why: "each container pays for what is in it"},
+	{within: "cmd/atelier-keep", imports: "net/http", deep: true, why: "each container pays for what is in it"},
 	{within: "cmd/atelier-agent", imports: "github.com/ebitengine/purego", deep: true, why: "model engines are programs of their own"},
 	{within: "cmd/atelier-gateway", imports: "github.com/eclipse/paho.mqtt.golang", deep: true, why: "the gateway answers while everything else is away"},
 	{within: "cmd/atelier-gateway", imports: "google.golang.org/grpc", deep: true, why: "serving/grpc is all that is needed, for 6 MB less"},

@@ -14,6 +14,7 @@ import (
 
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/targets"
+	"github.com/atelier-edge/atelier/targets/logfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,7 +55,7 @@ func Hold(dir string, ready func()) error {
 	if err := inst.read(specFile, &spec); err != nil {
 		return err
 	}
-	if err := checkSpec(&spec); err != nil {
+	if err := spec.Check(); err != nil {
 		return err
 	}
 	free, err := inst.lock()
@@ -69,8 +70,8 @@ func Hold(dir string, ready func()) error {
 	signal.Notify(signals, signalStop, signalKill, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 
-	h := &hold{spec: &spec, log: openLog(spec.Log, spec.LogLimit), oomKills: oomKills()}
-	defer h.log.close()
+	h := &hold{spec: &spec, log: logfile.Open(spec.Log, spec.LogLimit), oomKills: oomKills()}
+	defer h.log.Close()
 	if err := h.start(); err != nil {
 		exit := &targets.Exit{Time: time.Now().UTC(), Code: 127, LastLine: err.Error()}
 		failed := state{Status: targets.Status{ID: spec.ID, Phase: targets.Exited, Started: exit.Time, Exit: exit}, BootID: bootID()}
@@ -90,7 +91,7 @@ func Hold(dir string, ready func()) error {
 // hold is one process that is held.
 type hold struct {
 	spec     *targets.Spec
-	log      *logFile
+	log      *logfile.File
 	cmd      *exec.Cmd
 	output   *os.File      // our end of the process's output
 	drained  chan struct{} // closed when output is read to its end
@@ -196,7 +197,7 @@ func (h *hold) wait(signals <-chan os.Signal) *targets.Exit {
 	<-h.drained
 	_ = h.output.Close()
 
-	exit := &targets.Exit{Time: time.Now().UTC(), Code: h.cmd.ProcessState.ExitCode(), LastLine: h.log.lastLine()}
+	exit := &targets.Exit{Time: time.Now().UTC(), Code: h.cmd.ProcessState.ExitCode(), LastLine: h.log.LastLine()}
 	if ws, ok := h.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		exit.Signal = signalName(ws.Signal())
 		// The kernel does not tell whom it ended for want of memory; that it did

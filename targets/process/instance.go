@@ -13,6 +13,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/targets"
+	"github.com/atelier-edge/atelier/targets/logfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -156,7 +157,7 @@ func (i instance) settle(s *state, spec *targets.Spec) error {
 	if s.BootID == bootID() {
 		exit.Signal = signalName(syscall.SIGKILL)
 	}
-	exit.LastLine = lastLine(spec.Log)
+	exit.LastLine = logfile.LastLine(spec.Log)
 	s.Phase, s.Exit = targets.Exited, exit
 	return i.write(statusFile, s)
 }

@@ -26,8 +26,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -35,6 +33,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/internal/durable"
 	"github.com/atelier-edge/atelier/targets"
+	"github.com/atelier-edge/atelier/targets/logfile"
 )
 
 // Kind is the kind's name.
@@ -76,7 +75,7 @@ func (t *Target) Kind() string { return Kind }
 
 // Start implements targets.Target.
 func (t *Target) Start(ctx context.Context, spec targets.Spec) error {
-	if err := checkSpec(&spec); err != nil {
+	if err := spec.Check(); err != nil {
 		return err
 	}
 	defer t.lock(spec.ID)()
@@ -155,7 +154,7 @@ const Ready = "ready\n"
 
 // Stop implements targets.Target.
 func (t *Target) Stop(ctx context.Context, id string, grace time.Duration) error {
-	if err := checkID(id); err != nil {
+	if err := targets.CheckID(id); err != nil {
 		return err
 	}
 	asked, killed := false, false
@@ -210,7 +209,7 @@ func (t *Target) signalShim(id string, sig syscall.Signal) error {
 
 // Remove implements targets.Target.
 func (t *Target) Remove(ctx context.Context, id string) error {
-	if err := checkID(id); err != nil {
+	if err := targets.CheckID(id); err != nil {
 		return err
 	}
 	defer t.lock(id)()
@@ -223,8 +222,8 @@ func (t *Target) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	var spec targets.Spec
-	if err := inst.read(specFile, &spec); err == nil && checkSpec(&spec) == nil {
-		for _, made := range []string{spec.Socket, spec.Log, spec.Log + older} {
+	if err := inst.read(specFile, &spec); err == nil && spec.Check() == nil {
+		for _, made := range []string{spec.Socket, spec.Log, spec.Log + logfile.Older} {
 			if made == "" {
 				continue
 			}
@@ -238,7 +237,7 @@ func (t *Target) Remove(ctx context.Context, id string) error {
 
 // Status implements targets.Target.
 func (t *Target) Status(_ context.Context, id string) (targets.Status, error) {
-	if err := checkID(id); err != nil {
+	if err := targets.CheckID(id); err != nil {
 		return targets.Status{}, err
 	}
 	defer t.lock(id)()
@@ -314,7 +313,7 @@ func (t *Target) List(ctx context.Context) ([]targets.Status, error) {
 	}
 	list := []targets.Status{}
 	for _, e := range entries {
-		if !e.IsDir() || checkID(e.Name()) != nil {
+		if !e.IsDir() || targets.CheckID(e.Name()) != nil {
 			continue
 		}
 		s, err := t.Status(ctx, e.Name())
@@ -329,7 +328,7 @@ func (t *Target) List(ctx context.Context) ([]targets.Status, error) {
 
 // Log implements targets.Target.
 func (t *Target) Log(_ context.Context, id string, max int64) (io.ReadCloser, error) {
-	if err := checkID(id); err != nil {
+	if err := targets.CheckID(id); err != nil {
 		return nil, err
 	}
 	defer t.lock(id)()
@@ -340,7 +339,7 @@ func (t *Target) Log(_ context.Context, id string, max int64) (io.ReadCloser, er
 	if err := t.instance(id).read(specFile, &spec); err != nil {
 		return nil, err
 	}
-	r, err := openTail(spec.Log, max)
+	r, err := logfile.OpenTail(spec.Log, max)
 	return r, durable.Explain(err, "read "+spec.Log)
 }
 
@@ -380,46 +379,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	}
-}
-
-// checkID returns an Invalid error for an id that cannot name a directory.
-func checkID(id string) error {
-	bad := func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
-	}
-	if id == "" || len(id) > 200 || id[0] == '.' || strings.ContainsFunc(id, bad) {
-		return atelier.Errorf(atelier.Invalid, "module id %.80q is not 1 to 200 characters of a-z, 0-9, '-', '_' and '.' that do not begin with '.'", id).
-			WithField("id")
-	}
-	return nil
-}
-
-// maxSocketPath is the longest path of a Unix socket, see unix(7).
-const maxSocketPath = 107
-
-func checkSpec(s *targets.Spec) error {
-	if err := checkID(s.ID); err != nil {
-		return err
-	}
-	bad := func(field, format string, args ...any) *atelier.Error {
-		return atelier.Errorf(atelier.Invalid, format, args...).WithField(field)
-	}
-	switch {
-	case len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]):
-		return bad("command", "the command of module %s does not begin with an absolute path", s.ID)
-	case !filepath.IsAbs(s.Dir):
-		return bad("dir", "the directory %q of module %s is not an absolute path", s.Dir, s.ID)
-	case !filepath.IsAbs(s.Log):
-		return bad("log", "the log %q of module %s is not an absolute path", s.Log, s.ID)
-	case s.Socket != "" && !filepath.IsAbs(s.Socket):
-		return bad("socket", "the socket %q of module %s is not an absolute path", s.Socket, s.ID)
-	case len(s.Socket) > maxSocketPath:
-		return bad("socket", "the socket %q of module %s is longer than %d bytes", s.Socket, s.ID, maxSocketPath).
-			WithRemedy("Run the agent with a shorter --run directory.")
-	case slices.ContainsFunc(s.Env, func(e string) bool { return strings.IndexByte(e, '=') < 1 || strings.ContainsRune(e, 0) }):
-		return bad("env", "an environment variable of module %s is not NAME=value", s.ID)
-	case s.Limits.Memory < 0 || s.Limits.CPUs < 0:
-		return bad("limits", "a limit of module %s is negative", s.ID)
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +31,8 @@ type Subject struct {
 	// KillHolder ends, as by SIGKILL, whatever program of the target's holds
 	// instance id. It is nil for a kind that has no such program.
 	KillHolder func(t testing.TB, target targets.Target, dir, id string)
+	// Isolated tells that instances count their processes from 1, not as the machine does.
+	Isolated bool
 }
 
 // Run tests subject.
@@ -269,6 +272,9 @@ func testStopHelpers(t *testing.T, f *fixture) {
 	if _, err := fmt.Sscanf(f.log(t, "m", 1<<10), "helper=%d=", &helper); err != nil {
 		t.Fatal(err)
 	}
+	if f.Isolated {
+		helper = outside(t, f, helper)
+	}
 	if err := f.Stop(f.ctx, "m", patience); err != nil {
 		t.Fatal(err)
 	}
@@ -276,6 +282,37 @@ func testStopHelpers(t *testing.T, f *fixture) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", helper))
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})
+}
+
+// outside returns the number that the machine has for a process of instance m: its namespace
+// is that of the instance's own process.
+func outside(t *testing.T, f *fixture, inside int) int {
+	t.Helper()
+	s, err := f.Status(f.ctx, "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	space := func(pid string) string {
+		name, _ := os.Readlink("/proc/" + pid + "/ns/pid") // "" for one that has just ended
+		return name
+	}
+	own := space(strconv.Itoa(s.PID))
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || space(e.Name()) != own {
+			continue
+		}
+		status, _ := os.ReadFile("/proc/" + e.Name() + "/status") // likewise
+		if strings.Contains(string(status), fmt.Sprintf("\nNSpid:\t%d\t%d\n", pid, inside)) {
+			return pid
+		}
+	}
+	t.Fatalf("no process of the machine is process %d of the instance", inside)
+	return 0
 }
 
 func testStopGivesUp(t *testing.T, f *fixture) {

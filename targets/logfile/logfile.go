@@ -1,4 +1,6 @@
-package process
+// Package logfile keeps the logs of modules: files that do not grow beyond a size, with
+// one older file beside each. It knows nothing of modules.
+package logfile
 
 import (
 	"bytes"
@@ -6,21 +8,21 @@ import (
 	"os"
 )
 
-// defaultLogLimit bounds the log of a spec that does not say how large it may be.
-const defaultLogLimit = 10 << 20
+// defaultLimit bounds the log of a spec that does not say how large it may be.
+const defaultLimit = 10 << 20
 
-// lineLimit bounds the last line that is remembered.
-const lineLimit = 4 << 10
+// LineLimit bounds the last line that is remembered.
+const LineLimit = 4 << 10
 
-// older is what is added to the log's name for the one older file.
-const older = ".1"
+// Older is what is added to the log's name for the one older file.
+const Older = ".1"
 
-// logFile writes a log that never grows beyond twice its limit: when the limit
+// File writes a log that never grows beyond twice its limit: when the limit
 // is reached, the file becomes the older one and a new one begins. It remembers
 // the last line that was not empty.
 //
 // Write never fails: a full disk must not stop a module that merely talks.
-type logFile struct {
+type File struct {
 	path  string
 	limit int64
 	file  *os.File // nil while it cannot be opened
@@ -29,16 +31,17 @@ type logFile struct {
 	last  []byte // the last complete one that was not empty
 }
 
-func openLog(path string, limit int64) *logFile {
+// Open opens the log at path, which begins anew at limit bytes; 0 is 10 MiB.
+func Open(path string, limit int64) *File {
 	if limit <= 0 {
-		limit = defaultLogLimit
+		limit = defaultLimit
 	}
-	l := &logFile{path: path, limit: limit}
+	l := &File{path: path, limit: limit}
 	l.open()
 	return l
 }
 
-func (l *logFile) open() {
+func (l *File) open() {
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return
@@ -50,7 +53,7 @@ func (l *logFile) open() {
 }
 
 // Write implements io.Writer.
-func (l *logFile) Write(p []byte) (int, error) {
+func (l *File) Write(p []byte) (int, error) {
 	l.remember(p)
 	for rest := p; len(rest) > 0; {
 		if l.size > 0 && l.size+int64(len(rest)) > l.limit {
@@ -73,26 +76,26 @@ func (l *logFile) Write(p []byte) (int, error) {
 }
 
 // turn makes the log the older one.
-func (l *logFile) turn() {
+func (l *File) turn() {
 	if l.file != nil {
 		_ = l.file.Close() // the bytes are with the kernel; nothing is left to be done about a failure
 		l.file = nil
 	}
-	if os.Rename(l.path, l.path+older) != nil {
+	if os.Rename(l.path, l.path+Older) != nil {
 		_ = os.Remove(l.path) // the limit counts more than old lines
 	}
 	l.size = 0
 	l.open()
 }
 
-func (l *logFile) remember(p []byte) {
+func (l *File) remember(p []byte) {
 	for {
 		nl := bytes.IndexByte(p, '\n')
 		part := p
 		if nl >= 0 {
 			part = p[:nl]
 		}
-		if room := lineLimit - len(l.line); room > 0 {
+		if room := LineLimit - len(l.line); room > 0 {
 			l.line = append(l.line, part[:min(room, len(part))]...)
 		}
 		if nl < 0 {
@@ -106,39 +109,40 @@ func (l *logFile) remember(p []byte) {
 	}
 }
 
-// lastLine returns the last line that was not empty, also where it has no end.
-func (l *logFile) lastLine() string {
+// LastLine returns the last line that was not empty, also where it has no end.
+func (l *File) LastLine() string {
 	if line := bytes.TrimSpace(l.line); len(line) > 0 {
 		return string(bytes.ToValidUTF8(line, []byte("�")))
 	}
 	return string(bytes.ToValidUTF8(l.last, []byte("�")))
 }
 
-func (l *logFile) close() {
+// Close closes the file.
+func (l *File) Close() {
 	if l.file != nil {
 		_ = l.file.Close() // see turn
 	}
 }
 
-// lastLine returns the last line of the log at path that is not empty, "" where
+// LastLine returns the last line of the log at path that is not empty, "" where
 // there is none.
-func lastLine(path string) string {
-	r, err := openTail(path, 2*lineLimit)
+func LastLine(path string) string {
+	r, err := OpenTail(path, 2*LineLimit)
 	if err != nil {
 		return ""
 	}
 	defer r.Close()
-	l := &logFile{limit: 1}
+	l := &File{limit: 1}
 	b, _ := io.ReadAll(r) // what could be read is good enough
 	l.remember(b)
-	return l.lastLine()
+	return l.LastLine()
 }
 
-// openTail opens the last max bytes of the log at path: of the older file too
+// OpenTail opens the last max bytes of the log at path: of the older file too
 // where the present one is shorter.
-func openTail(path string, max int64) (io.ReadCloser, error) {
+func OpenTail(path string, max int64) (io.ReadCloser, error) {
 	var t tail
-	for _, name := range []string{path, path + older} {
+	for _, name := range []string{path, path + Older} {
 		if max <= 0 {
 			break
 		}
