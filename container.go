@@ -39,6 +39,8 @@ type ImagePlatform struct {
 	OS   string `json:"os"`
 	Arch string `json:"arch"`
 	ImageContent
+	// Signature is the DSSE envelope over the manifest's digest that devices verify.
+	Signature []byte `json:"signature"`
 }
 
 // DeploymentImage is the container image that a deployment runs in place of a model.

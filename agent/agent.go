@@ -202,7 +202,8 @@ func (a *agent) openLocal() {
 		Open:    func(d digest) (runner.Blob, error) { return a.content.Open(d) },
 		Gateway: a.gateway.Client(), Ready: gateway.Ready, Load: gateway.Load, Unload: gateway.Unload,
 		Modules: a.places.modules(), Environments: a.places.environments(), Run: a.places.Run, Programs: a.places.Programs, Env: a.moduleEnv,
-		Changed: a.changed, Progressed: a.progressed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
+		VerifyImage: a.verifyImage,
+		Changed:     a.changed, Progressed: a.progressed, Times: runner.DefaultTimes, Log: a.log.With("part", "runner"),
 	})
 	a.bundles = bundles.New(bundles.Options{
 		Device: a.identity.Device, Workspace: a.identity.Workspace, State: a.store, Content: a.content, Fetcher: a.fetcher,
@@ -210,6 +211,22 @@ func (a *agent) openLocal() {
 		Directory: cmp.Or(a.config.Bundles.Directory, a.places.bundles()), Keep: a.config.Bundles.KeepImported,
 		Log: a.log.With("part", "bundles"),
 	})
+}
+
+// verifyImage says why an image may not be run here: nobody whom the workspace trusts has
+// signed its manifest.
+func (a *agent) verifyImage(img *atelier.ModuleImage) error {
+	f, err := a.content.Open(img.Manifest.Digest)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const most = 16 << 20 // hubs deploy no larger manifest
+	manifest := make([]byte, min(f.Size(), most))
+	if _, err := f.ReadAt(manifest, 0); err != nil && err != io.EOF {
+		return err
+	}
+	return a.store.VerifyImage(manifest, img.Signature)
 }
 
 // run runs all parts until ctx ends, then says goodbye to the hub.

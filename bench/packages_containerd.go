@@ -67,6 +67,9 @@ func containerStarts(ctx context.Context, w *world) (figures []Figure, err error
 		err = w.start(ctx, d)
 	}
 	if err == nil {
+		err = w.atelier(ctx, "image", "sign", "app:1")
+	}
+	if err == nil {
 		err = w.atelier(ctx, "deploy", "--image", "app:1", "--port", "8080", "--all", "-q")
 	}
 	if err != nil {

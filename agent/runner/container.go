@@ -10,6 +10,7 @@ import (
 	"time"
 
 	atelier "github.com/atelier-edge/atelier"
+	"github.com/atelier-edge/atelier/internal/trust"
 	"github.com/atelier-edge/atelier/targets"
 )
 
@@ -35,7 +36,7 @@ func (i *instance) verifyImage() error {
 		return nil
 	}
 	if err := i.runner.opts.VerifyImage(i.module.Image); err != nil {
-		return &refusal{why: atelier.BecauseOf(atelier.ReasonSignatureInvalid, err)}
+		return &refusal{why: trust.WhyOf(err)}
 	}
 	return nil
 }

@@ -45,6 +45,8 @@ type Access interface {
 type Authority interface {
 	StateSigner(workspace string) (trust.Signer, error)
 	TrustChain(workspace string, haveRoot, haveDelegation int) ([]wire.Raw, error)
+	// ImageKeys are those whose signatures of images devices of the workspace trust.
+	ImageKeys(workspace string) []trust.PublicKey
 }
 
 // TelemetrySink stores telemetry.

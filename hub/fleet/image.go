@@ -12,6 +12,7 @@ import (
 	atelier "github.com/atelier-edge/atelier"
 	"github.com/atelier-edge/atelier/hub/catalog"
 	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/trust"
 )
 
 // ImageSpec says which container image a deployment shall run, and how.
@@ -152,7 +153,7 @@ func (f *Fleet) platforms(tx store.Tx, workspace, repo string, img catalog.Image
 		return nil, err
 	}
 	if m.Config != nil {
-		p, err := f.platform(img, m)
+		p, err := f.platform(workspace, img, m)
 		return []atelier.ImagePlatform{p}, err
 	}
 	if len(m.Manifests) > maxPlatforms {
@@ -175,7 +176,7 @@ func (f *Fleet) platforms(tx store.Tx, workspace, repo string, img catalog.Image
 		if m.Config == nil {
 			continue // an index of its own
 		}
-		p, err := f.platform(one, m)
+		p, err := f.platform(workspace, one, m)
 		if err != nil {
 			return nil, err
 		}
@@ -194,8 +195,25 @@ func (f *Fleet) readManifest(img catalog.Image) (m ociManifest, err error) {
 	return m, f.readJSON(img.Content, "the manifest "+img.Digest, maxImageManifest, &m)
 }
 
+// signature returns what devices verify the image with. They start none that nobody signed.
+func (f *Fleet) signature(workspace string, img catalog.Image) ([]byte, error) {
+	s := img.Signature
+	if s == nil || len(img.Envelope) == 0 {
+		return nil, atelier.Errorf(atelier.Conflict, "the image %s is not signed, and devices start none that is not", img.Digest).WithField("image.reference").
+			WithRemedy("Sign it first with 'atelier image sign REPOSITORY:TAG'. Packages that the hub builds are signed already.")
+	}
+	if _, trusted := trust.NewKeySet(f.authority.ImageKeys(workspace)...)[s.Key]; !trusted {
+		return nil, atelier.Errorf(atelier.Conflict, "the image %s is signed by the key %s, which is not trusted any more", img.Digest, s.Key).WithField("image.reference").
+			WithRemedy("Sign it again with 'atelier image sign REPOSITORY:TAG'.")
+	}
+	return img.Envelope, nil
+}
+
 // platform returns what one image is made of.
-func (f *Fleet) platform(img catalog.Image, m ociManifest) (p atelier.ImagePlatform, err error) {
+func (f *Fleet) platform(workspace string, img catalog.Image, m ociManifest) (p atelier.ImagePlatform, err error) {
+	if p.Signature, err = f.signature(workspace, img); err != nil {
+		return p, err
+	}
 	bad := func(format string, args ...any) (atelier.ImagePlatform, error) {
 		return p, atelier.Errorf(atelier.Unsupported, "the image %s cannot be deployed: %w", img.Digest, fmt.Errorf(format, args...)).WithField("image.reference")
 	}
@@ -291,6 +309,6 @@ func imageModule(dep *planned, d *atelier.Device) (m atelier.Module, why *atelie
 		Model:    atelier.ModuleModel{Name: imageName(img.Reference), Digest: p.Manifest.Digest},
 		Limits:   dep.Limits,
 		Endpoint: atelier.ModuleEndpoint{Name: dep.endpoint.Name, Keys: dep.endpoint.Keys},
-		Image:    &atelier.ModuleImage{Reference: img.Reference, ImageContent: p.ImageContent, Container: img.Container},
+		Image:    &atelier.ModuleImage{Reference: img.Reference, ImageContent: p.ImageContent, Container: img.Container, Signature: p.Signature},
 	}, nil
 }

@@ -8,10 +8,28 @@ import (
 	"github.com/atelier-edge/atelier/hub/catalog"
 	"github.com/atelier-edge/atelier/hub/fleet"
 	"github.com/atelier-edge/atelier/hub/store"
+	"github.com/atelier-edge/atelier/internal/trust"
 )
 
-// push puts a manifest into a repository, with a tag.
-func (h *hub) push(ws, repository, tag string, manifest any) atelier.File {
+// signs lets the workspace's devices trust a new key for images.
+func (h *hub) signs(ws string) trust.Signer {
+	h.t.Helper()
+	key, err := trust.NewDeviceKey()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	signer, err := trust.NewSigner(key)
+	if err == nil {
+		_, err = h.authority.DelegateImages(ws, []trust.PublicKey{signer.Public()})
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return signer
+}
+
+// push puts a manifest into a repository, with a tag, signed where there is a signer.
+func (h *hub) push(ws, repository, tag string, manifest any, signer ...trust.Signer) atelier.File {
 	h.t.Helper()
 	b, err := json.Marshal(manifest)
 	if err != nil {
@@ -26,10 +44,17 @@ func (h *hub) push(ws, repository, tag string, manifest any) atelier.File {
 		if err != nil {
 			return err
 		}
-		img, err := catalog.Images.Insert(tx, ws, repo.ID, catalog.Image{
+		image := catalog.Image{
 			Image:        atelier.Image{Meta: atelier.Meta{Name: string(f.Digest)}, Repository: repository, Digest: string(f.Digest), Size: f.Size},
 			RepositoryID: repo.ID, Content: f.Digest,
-		})
+		}
+		for _, s := range signer {
+			image.Signature = &atelier.ImageSignature{Key: s.Public().ID()}
+			if image.Envelope, err = trust.SignImage(f.Digest, s); err != nil {
+				return err
+			}
+		}
+		img, err := catalog.Images.Insert(tx, ws, repo.ID, image)
 		if err != nil || tag == "" {
 			return err
 		}
@@ -60,14 +85,18 @@ func TestDeployImages(t *testing.T) {
 	ws := h.workspace("lab")
 	h.start()
 	h.model(ws, "digits", noise(t, 10))
-	one := h.push(ws, "press/cell", "1", h.image("amd64"))
-	arm := h.push(ws, "press/cell", "", h.image("arm64"))
+	revoked := h.signs(ws)
+	signer := h.signs(ws)
+	h.push(ws, "press/cell", "unsigned", h.image("386"))
+	h.push(ws, "press/cell", "revoked", h.image("arm"), revoked)
+	one := h.push(ws, "press/cell", "1", h.image("amd64"), signer)
+	arm := h.push(ws, "press/cell", "", h.image("arm64"), signer)
 	index := h.push(ws, "press/cell", "2", object{"schemaVersion": 2, "manifests": []object{
 		{"digest": one.Digest, "size": one.Size, "platform": object{"os": "linux", "architecture": "amd64"}},
 		{"digest": atelier.DigestOf([]byte("attestation")), "size": 1, "platform": object{"os": "unknown", "architecture": "unknown"}},
 		{"digest": arm.Digest, "size": arm.Size, "platform": object{"os": "linux", "architecture": "arm64"}},
 	}})
-	h.push(ws, "press/cell", "model", object{"schemaVersion": 2, "config": object{"digest": one.Digest, "size": one.Size}, "layers": []object{{"mediaType": "application/vnd.cncf.model.weight.v1.tar", "digest": one.Digest, "size": 1}}})
+	h.push(ws, "press/cell", "model", object{"schemaVersion": 2, "config": object{"digest": one.Digest, "size": one.Size}, "layers": []object{{"mediaType": "application/vnd.cncf.model.weight.v1.tar", "digest": one.Digest, "size": 1}}}, signer)
 	all := &atelier.Selector{All: true}
 	text := func(s string) *string { return &s }
 	spec := func(name, reference string) fleet.DeploymentSpec {
@@ -81,6 +110,8 @@ func TestDeployImages(t *testing.T) {
 		"no such repository": {func(s *fleet.DeploymentSpec) { s.Image.Reference = text("press/none:1") }, atelier.NotFound},
 		"no tag":             {func(s *fleet.DeploymentSpec) { s.Image.Reference = text("press/cell") }, atelier.Invalid},
 		"no reference":       {func(s *fleet.DeploymentSpec) { s.Image.Reference = nil }, atelier.Invalid},
+		"not signed":         {func(s *fleet.DeploymentSpec) { s.Image.Reference = text("press/cell:unsigned") }, atelier.Conflict},
+		"not trusted":        {func(s *fleet.DeploymentSpec) { s.Image.Reference = text("press/cell:revoked") }, atelier.Conflict},
 		"no container":       {func(s *fleet.DeploymentSpec) { s.Image.Reference = text("press/cell:model") }, atelier.Unsupported},
 		"a model too":        {func(s *fleet.DeploymentSpec) { s.Model, s.Version = text("digits"), text("1") }, atelier.Conflict},
 		"prefetch":           {func(s *fleet.DeploymentSpec) { s.Prefetch = true }, atelier.Unsupported},

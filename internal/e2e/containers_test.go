@@ -133,6 +133,12 @@ func TestContainers(t *testing.T) {
 
 	w.fails(3, "deploy", "--image", "press/cell:9", "--all")
 	w.fails(2, "deploy", "press", "--image", "press/cell:1", "--all")
+	// Nobody vouches for what was pushed until somebody signs it.
+	if out := w.fails(4, "deploy", "--image", "press/cell:1", "--port", "8080", "--all"); !strings.Contains(out, "is not signed") {
+		t.Errorf("an image that nobody signed is refused with\n%s", out)
+	}
+	w.atelier("image", "sign", "press/cell:1")
+	w.atelier("image", "sign", "press/cell:2")
 	w.atelier("deploy", "--image", "press/cell:1", "--port", "8080", "--env", "SIZE=7", "--probe", "http:/healthz", "--memory", "256MiB", "--cpus", "1.5", "--all")
 	e := w.endpoint("cell")
 	ask := func(path, want string) string {
