@@ -223,7 +223,7 @@ func (a *agent) verifyImage(img *atelier.ModuleImage) error {
 	defer f.Close()
 	const most = 16 << 20 // hubs deploy no larger manifest
 	manifest := make([]byte, min(f.Size(), most))
-	if _, err := f.ReadAt(manifest, 0); err != nil && err != io.EOF {
+	if _, err := f.ReadAt(manifest, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	return a.store.VerifyImage(manifest, img.Signature)

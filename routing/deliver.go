@@ -77,7 +77,7 @@ type reading struct {
 func (q *queue) pump(s sink, upkeep <-chan time.Time) error {
 	var out []flight
 	var at reading
-	defer func() { q.settle(&out) }()
+	defer func() { _ = q.settle(&out) }() // what cannot be settled is delivered again
 	for {
 		for len(out) < inFlight {
 			f, err := q.next(&at, s)

@@ -182,7 +182,7 @@ func (l *lowering) step(n *node) error {
 		return unsupported(n, "it takes no layer's result")
 	}
 	two := n.op == "Add" || n.op == "QLinearAdd"
-	if len(data) > 2 || len(data) == 2 && !two || data[0] != 0 && !(two || n.op == "Mul") {
+	if len(data) > 2 || len(data) == 2 && !two || data[0] != 0 && !two && n.op != "Mul" {
 		return unsupported(n, "it takes the results of layers where a constant is expected")
 	}
 	v, err := l.operator(n, data)

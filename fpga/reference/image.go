@@ -187,7 +187,7 @@ func (a *Average) Check() error {
 	if bound := int64(a.In.Height*a.In.Width)<<7 + max(int64(a.Bias), -int64(a.Bias)); bound >= sumLimit {
 		return fmt.Errorf("the sum of a channel could reach %d, the accumulators hold less than %d", bound, sumLimit)
 	}
-	return a.Requantisation.check()
+	return a.check()
 }
 
 // Apply implements Layer.
@@ -223,7 +223,7 @@ func (s *Sum) Check() error {
 	if err := s.In.check(); err != nil {
 		return err
 	}
-	if err := s.Requantisation.check(); err != nil {
+	if err := s.check(); err != nil {
 		return err
 	}
 	return bounded([][]int8{{s.First, s.Second}}, []int32{s.Bias})

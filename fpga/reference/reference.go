@@ -107,7 +107,7 @@ func (d *Dense) Check() error {
 	if d.Inputs() == 0 || len(d.Bias) != len(d.Weights) {
 		return fmt.Errorf("a layer of %d neurons with %d inputs has %d biases", d.Outputs(), d.Inputs(), len(d.Bias))
 	}
-	if err := d.Requantisation.check(); err != nil {
+	if err := d.check(); err != nil {
 		return err
 	}
 	return bounded(d.Weights, d.Bias)

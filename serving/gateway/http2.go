@@ -236,7 +236,7 @@ func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, i
 	defer cancel(nil)
 	control := http.NewResponseController(w)
 	body := &callBody{ReadCloser: http.MaxBytesReader(w, r.Body, g.opts.MaxBody), control: control, patience: g.opts.Times.Body}
-	var sent, answer io.ReadCloser = body, nil
+	var sent io.ReadCloser = body
 	if o != nil {
 		sent = &heard{body, &o.request}
 	}
@@ -271,7 +271,8 @@ func (g *Gateway) passCall(w http.ResponseWriter, r *http.Request, b *backend, i
 		header.Del("Trailer")
 		return grpc.HTTPStatus(status)
 	}
-	if answer = resp.Body; o != nil {
+	answer := resp.Body
+	if o != nil {
 		answer = &heard{resp.Body, &o.message}
 	}
 	if err := g.passMessages(w, control, answer); err != nil {
