@@ -487,7 +487,7 @@ func (r *Router) serve(ctx context.Context) {
 			served <- nil
 		}
 		_ = l.Close() // connections stay
-		_ = <-served  // that the listener is closed
+		<-served      //nolint:errcheck // the listener is closed
 	}
 }
 

@@ -316,7 +316,7 @@ func (s *Supervisor) carryOn(ctx context.Context) {
 		select {
 		case <-s.carry: // the connection has changed
 			cancel()
-			_ = <-ended // that it was cancelled
+			<-ended //nolint:errcheck // it was cancelled
 		case err := <-ended:
 			cancel()
 			s.opts.Log.Debug("messages of modules are not carried for a moment", "error", err)
