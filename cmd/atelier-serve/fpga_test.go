@@ -174,7 +174,7 @@ func TestFPGA(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close() // it was read
-	if status.On != "new" || status.Provider != "fpga" || status.Loads != 1 || status.Cycles != 334 || status.Since <= 0 || status.Image == "" {
+	if status.On != "new" || status.Provider != "fpga" || status.Loads != 1 || status.Cycles != 335 || status.Since <= 0 || status.Image == "" {
 		t.Errorf("the status is %+v", status)
 	}
 
