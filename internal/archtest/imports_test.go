@@ -64,7 +64,7 @@ var layers = []layer{
 	{"fpga/driver/verilator", []string{"fpga/board", "fpga/rtl", "fpga/program", "fpga/bitstream"}, "it puts the processor itself behind a simulated device"},
 	{"fpga/kernelsim", []string{"", "fpga/board", "fpga/program"}, "it stands in for a kernel, and knows no drivers"},
 	{"fpga/programming", []string{"", "internal/durable", "internal/trust", "fpga/program", "fpga/artifact", "fpga/driver"}, "what is safe does not depend on who asks for it"},
-	{"fpga/networktest", []string{"fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
+	{"fpga/networktest", []string{"", "fpga/program", "fpga/reference"}, "tests of all parts compare the same networks"},
 
 	{"packaging", []string{"", "internal/environment"}, "what is built knows nothing of who asks for it"},
 
