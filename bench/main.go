@@ -41,7 +41,7 @@ type part struct {
 	measure func(context.Context, *world) ([]Figure, error)
 }
 
-var benchmarks = []benchmark{spine, transfer, serving, packaged, containers, huge}
+var benchmarks = []benchmark{spine, transfer, serving, packaged, containers, overlays, huge}
 
 // limit is how long one benchmark may take.
 const limit = 20 * time.Minute

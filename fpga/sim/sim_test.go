@@ -16,7 +16,7 @@ func geometry(lanes int) program.Geometry {
 	return program.Geometry{Lanes: lanes, Activations: 10, Biases: 10, Program: 6, Weights: 14, Tables: 9}
 }
 
-func load(t *testing.T, g program.Geometry, n *reference.Network) (*sim.Processor, *program.Program) {
+func load(t testing.TB, g program.Geometry, n *reference.Network) (*sim.Processor, *program.Program) {
 	t.Helper()
 	if err := n.Check(); err != nil {
 		t.Fatal(err)
