@@ -47,8 +47,8 @@ test: test-tools build runtime model ## run all tests (RACE=1 with the race dete
 	go test $(if $(RACE),-race) -timeout $(TEST_TIMEOUT) $(PKG)
 
 bench: test-tools build runtime model ## run the benchmarks (BENCH=name one of them)
-	@case "$(BENCH)" in spine|serving|packages) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
-	@case "$(BENCH)" in spine|transfer|packages) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
+	@case "$(BENCH)" in spine|serving|packages|containers|fpga) ;; *) scripts/fetch-pairs $(CACHE)/pairs ;; esac
+	@case "$(BENCH)" in spine|transfer|packages|containers|fpga) ;; *) scripts/install-peers $(CACHE)/peers ;; esac
 	@case "$(BENCH)" in ''|packages) scripts/fetch-registry $(CACHE)/peers/docker-registry ;; esac
 	@go run ./bench $(BENCH)
 
