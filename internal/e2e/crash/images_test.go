@@ -79,13 +79,21 @@ func (w *world) push(ctx context.Context) error {
 
 func (w *world) pushLayer(ctx context.Context, i *image) error {
 	digest := string(atelier.DigestOf(imageLayer))
-	if i.asked { // and not answered: it is there, or the upload stands where it stood
+	if i.asked { // and not answered
 		res, _, err := w.ask(ctx, "HEAD", w.repository()+"/blobs/"+digest, nil)
 		if err != nil {
 			return err
 		}
 		if i.layer = res.StatusCode == http.StatusOK; i.layer {
 			return nil
+		}
+		// The end of an upload makes content of it, and then a part of the repository. In between
+		// it is neither, and the answer is what OCI has for that: begin a new one.
+		if res, _, err = w.ask(ctx, "GET", i.place, nil); err != nil {
+			return err
+		}
+		if res.StatusCode == http.StatusNotFound {
+			*i = image{}
 		}
 	}
 	if i.place == "" {
