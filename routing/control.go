@@ -95,6 +95,7 @@ func (r *Router) serveHub(w http.ResponseWriter, req *http.Request) {
 		answer(w, atelier.Errorf(atelier.Invalid, "what the hub has cannot be read: %w", err))
 		return
 	}
+	r.streaming.Lock()
 	r.mu.Lock()
 	before := r.stream
 	r.stream = s
@@ -107,6 +108,7 @@ func (r *Router) serveHub(w http.ResponseWriter, req *http.Request) {
 			r.opts.Log.Warn("cannot note what messages the hub has", "error", err)
 		}
 	}
+	r.streaming.Unlock()
 	defer r.leave(s)
 	out := http.NewResponseController(w)
 	w.WriteHeader(http.StatusOK)
@@ -135,6 +137,8 @@ func (r *Router) serveHub(w http.ResponseWriter, req *http.Request) {
 
 // leave ends a stream, unless another one took its place.
 func (r *Router) leave(s *stream) {
+	r.streaming.Lock()
+	defer r.streaming.Unlock()
 	r.mu.Lock()
 	mine := r.stream == s
 	if mine {

@@ -53,11 +53,12 @@ type queue struct {
 	log   *slog.Logger
 	times Times
 
-	in     chan put
-	ctx    context.Context
-	cancel func()
-	group  sync.WaitGroup
-	sender *spool.Sender // of a queue into the workspace
+	in      chan put
+	putting sync.RWMutex // held for reading by put
+	ctx     context.Context
+	cancel  func()
+	group   sync.WaitGroup
+	sender  *spool.Sender // of a queue into the workspace
 
 	taken, delivered, expired, failed, refused atomic.Uint64
 
@@ -132,6 +133,12 @@ func (q *queue) close() error {
 
 // put takes a message, and calls kept when it is on disk or cannot be kept.
 func (q *queue) put(m wire.ModuleMessage, kept func(error)) {
+	q.putting.RLock()
+	defer q.putting.RUnlock()
+	if q.ctx.Err() != nil {
+		kept(errEnding)
+		return
+	}
 	select {
 	case q.in <- put{m, kept}:
 	case <-q.ctx.Done():
@@ -148,6 +155,9 @@ func (q *queue) write() {
 		case first := <-q.in:
 			q.commit(first)
 		case <-q.ctx.Done():
+			// Who puts from now on sees that it has ended, so that nothing is left in the channel.
+			q.putting.Lock()
+			q.putting.Unlock() //nolint:staticcheck // it was held for that alone
 			for {
 				select {
 				case p := <-q.in:
@@ -197,8 +207,14 @@ func age(now, taken wire.Clock) time.Duration {
 	if now.BootID != "" && now.BootID == taken.BootID {
 		return now.Monotone - taken.Monotone
 	}
+	if taken.Wall.Before(earliest) { // by a clock that was not set yet
+		return 0
+	}
 	return max(0, now.Wall.Sub(taken.Wall))
 }
+
+// earliest is before any message that was taken by a clock that was right.
+var earliest = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // left returns how many seconds a message may still wait, 0 for as long as it must; false
 // where it has outlived its time.

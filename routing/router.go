@@ -86,7 +86,8 @@ type Router struct {
 	started time.Time
 	moved   chan struct{} // the address to listen on may have changed
 
-	applying sync.Mutex // held while a table is put into force
+	applying  sync.Mutex // held while a table is put into force
+	streaming sync.Mutex // held while the queues are told of a stream to the hub, or of its end
 
 	mu       sync.Mutex
 	table    atelier.RoutingTable
@@ -405,7 +406,9 @@ func gather(n int, errs []error, kept func(error)) func(error) {
 
 func wireProperties(list []mqtt.Property) (all []wire.Property) {
 	for _, p := range list {
-		all = append(all, wire.Property{Key: p.Key, Value: p.Value})
+		if !strings.HasPrefix(p.Key, "$") { // those are the router's to say
+			all = append(all, wire.Property{Key: p.Key, Value: p.Value})
+		}
 	}
 	return all
 }
@@ -426,6 +429,11 @@ func (r *Router) sink(k queueKey) (sink, <-chan struct{}) {
 		return &modelServer{router: r, module: m, name: k.into, route: k.input}, r.changed
 	}
 	for c := range m.clients {
+		select {
+		case <-c.conn.Done():
+			continue // Closed says so soon
+		default:
+		}
 		if _, ok := c.conn.Subscribed(inputTopic(k.into, k.input)); ok {
 			return c, r.changed
 		}
@@ -545,7 +553,6 @@ func (r *Router) needless() (all []*queue) {
 // Status describes the router.
 func (r *Router) Status() atelier.RouterStatus {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	s := atelier.RouterStatus{PID: os.Getpid(), Table: r.digest, Listen: r.listen, Started: r.started.UnixMilli(), Modules: []atelier.RouterModule{}, Queues: []atelier.RouterQueue{}}
 	if r.listened != nil {
 		s.Error = r.listened.Error()
@@ -555,7 +562,9 @@ func (r *Router) Status() atelier.RouterStatus {
 			s.Modules = append(s.Modules, atelier.RouterModule{Name: name, Connections: len(m.clients), Refused: m.refused, Unrouted: m.unrouted, LastRefusal: m.lastRefusal})
 		}
 	}
-	for _, q := range r.queues {
+	queues := slices.Collect(maps.Values(r.queues))
+	r.mu.Unlock()
+	for _, q := range queues { // which waits for disks
 		s.Queues = append(s.Queues, q.status())
 	}
 	return s

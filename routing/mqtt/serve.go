@@ -66,6 +66,10 @@ func (c *Conn) admit(pk *packets.Packet) bool {
 	if c.id == "" && c.version == 4 && !pk.Connect.Clean {
 		return refuse(2, packets.ErrClientIdentifierNotValid, errors.New("it has no client id"))
 	}
+	assigned := c.version == 5 && c.id == ""
+	if assigned {
+		c.id = atelier.NewID() // before others can see it
+	}
 	peer, err := c.server.opts.Admit(c, string(pk.Connect.Username), string(pk.Connect.Password))
 	if err != nil {
 		return refuse(5, packets.ErrNotAuthorized, err)
@@ -95,8 +99,7 @@ func (c *Conn) admit(pk *packets.Packet) bool {
 			ReceiveMaximum: window, MaximumPacketSize: uint32(c.server.opts.MaxPacket), MaximumQos: 1, MaximumQosFlag: true,
 			SharedSubAvailableFlag: true, SubIDAvailableFlag: true, SessionExpiryIntervalFlag: true,
 		}
-		if c.id == "" {
-			c.id = atelier.NewID()
+		if assigned {
 			answer.Properties.AssignedClientID = c.id
 		}
 	}

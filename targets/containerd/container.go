@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -156,13 +157,22 @@ func (t *Target) mounts(inst instance, spec *targets.Spec) ([]specs.Mount, error
 		bind(inst.path(hostsFile), "/etc/hosts", "ro", "nodev", "noexec"),
 	}
 	for _, m := range spec.Container.Settings.Mounts {
-		// As it is, whatever links lead there.
 		source, err := filepath.EvalSymlinks(m.Source)
 		if err != nil {
 			return nil, atelier.Errorf(atelier.Invalid, "the deployment mounts %s, which is not on this device", m.Source).WithField("container.mounts").
 				WithRemedy("Make it on the device, or deploy without the mount.")
 		}
+		// A module that may write somewhere could lead the next start's mount to anywhere by a link.
+		if source != filepath.Clean(m.Source) {
+			return nil, atelier.Errorf(atelier.Forbidden, "the deployment mounts %s, which links lead to %s", m.Source, source).WithField("container.mounts").
+				WithRemedy("Name %s itself.", source)
+		}
 		for _, private := range t.opts.Private {
+			if real, err := filepath.EvalSymlinks(private); err == nil {
+				private = real
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return nil, failed(err, "look at "+private)
+			}
 			if within(source, private) || within(private, source) {
 				return nil, atelier.Errorf(atelier.Forbidden, "the deployment mounts %s, and %s is the device's own", m.Source, private).WithField("container.mounts").
 					WithRemedy("Mount another directory.")
@@ -177,7 +187,7 @@ func (t *Target) mounts(inst instance, spec *targets.Spec) ([]specs.Mount, error
 }
 
 func mountOf(bind func(from, to string, options ...string) specs.Mount, source string, m atelier.ContainerMount) specs.Mount {
-	mode := "ro"
+	mode := "rro" // what is mounted below it too
 	if m.Writable {
 		mode = "rw"
 	}

@@ -263,7 +263,9 @@ func (t *Target) create(ctx context.Context, inst instance, spec *targets.Spec) 
 	}
 	defer func() {
 		// Of what is not held by a container then nothing stays.
-		err := t.client.LeasesService().Delete(context.WithoutCancel(ctx), lease)
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stubborn)
+		defer cancel()
+		err := t.client.LeasesService().Delete(bounded, lease)
 		if err != nil && !errdefs.IsNotFound(err) {
 			t.opts.Log.Warn("a lease is ended when containerd is there again", "lease", lease.ID, "error", err)
 			t.mu.Lock()

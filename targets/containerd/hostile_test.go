@@ -40,6 +40,12 @@ var application = sync.OnceValues(func() ([]byte, error) {
 // appImage is an image with the tests' application, and further layers.
 func appImage(t testing.TB, arch string, more ...containerdtest.Layer) containerdtest.Image {
 	t.Helper()
+	return imageOf(t, arch, "", more...)
+}
+
+// imageOf is appImage for a user.
+func imageOf(t testing.TB, arch, user string, more ...containerdtest.Layer) containerdtest.Image {
+	t.Helper()
 	program, err := application()
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +54,7 @@ func appImage(t testing.TB, arch string, more ...containerdtest.Layer) container
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := containerdtest.Build(arch, containerdtest.Config{Entrypoint: []string{"/app"}}, append([]containerdtest.Layer{layer}, more...)...)
+	img, err := containerdtest.Build(arch, containerdtest.Config{Entrypoint: []string{"/app"}, User: user}, append([]containerdtest.Layer{layer}, more...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,8 +222,8 @@ func hostileImages(t *testing.T, d *containerdtest.Daemon, img containerdtest.Im
 		return l
 	}
 	climbs := containerdtest.File("../../../../climbed", []byte("x"))
-	link := containerdtest.Entry{Header: tar.Header{Name: "link", Typeflag: tar.TypeLink, Linkname: "../../../etc/shadow", Mode: 0o600}}
-	for id, l := range map[string]containerdtest.Layer{"climbs": entry(climbs), "links": entry(link)} {
+	hard := containerdtest.Entry{Header: tar.Header{Name: "link", Typeflag: tar.TypeLink, Linkname: "../../../etc/shadow", Mode: 0o600}}
+	for id, l := range map[string]containerdtest.Layer{"climbs": entry(climbs), "links": entry(hard)} {
 		refused(b.spec(id, appImage(t, "", l)), atelier.Corrupt, "climbs out")
 	}
 	other := "arm64"
@@ -252,7 +258,27 @@ func hostileImages(t *testing.T, d *containerdtest.Daemon, img containerdtest.Im
 	private := b.spec("private", img)
 	private.Container.Settings.Mounts = []atelier.ContainerMount{{Source: filepath.Join(d.Dir, "root"), Target: "/x"}}
 	refused(private, atelier.Forbidden, "the device's own")
+	led := b.spec("led", img)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/etc", link); err != nil {
+		t.Fatal(err)
+	}
+	led.Container.Settings.Mounts = []atelier.ContainerMount{{Source: link, Target: "/x", Writable: true}}
+	refused(led, atelier.Forbidden, "links lead to /etc")
 	b.empty(b.ctx)
+}
+
+// TestSparseFiles refuses files whose zeros are in no layer.
+func TestSparseFiles(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]*tar.Header{
+		"pax": {Name: "x", PAXRecords: map[string]string{"GNU.sparse.major": "1"}}, "gnu": {Name: "x", Typeflag: tar.TypeGNUSparse},
+	} {
+		c := &counted{img: &targets.Image{}}
+		if ok, err := c.filter(h); ok || atelier.CodeOf(err) != atelier.Corrupt {
+			t.Errorf("%s: %v, %v", name, ok, err)
+		}
+	}
 }
 
 // damage changes a byte of a file.
@@ -284,6 +310,9 @@ func hostileModules(t *testing.T, d *containerdtest.Daemon, img containerdtest.I
 	fill.Limits = atelier.Limits{Memory: 512 << 20, CPUs: 0.5}
 	start(fill)
 	start(b.spec("deaf", img, "deaf"))
+	someone := b.spec("someone", imageOf(t, "", "1000:1000"), "sleep")
+	someone.Container.Settings.Mounts = []atelier.ContainerMount{{Source: t.TempDir(), Target: "/x"}}
+	start(someone)
 	eat := b.spec("eat", img, "eat")
 	eat.Limits.Memory = 64 << 20
 	start(eat)

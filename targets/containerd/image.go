@@ -294,10 +294,10 @@ func (c *counted) Read(p []byte) (int, error) {
 		c.err = bad(c.img, "its layer %s, with %s, unpacks to more than %s", c.layer.Digest, atelier.FormatBytes(c.layer.Size), atelier.FormatBytes(c.read))
 		return n, c.err
 	}
-	if c.read-c.looked >= lookEvery {
+	if c.looked == 0 || c.read-c.looked >= lookEvery {
 		c.looked = c.read
 		var s unix.Statfs_t
-		if unix.Statfs(c.root, &s) == nil && int64(s.Bavail)*s.Bsize < c.reserve {
+		if unix.Statfs(c.root, &s) == nil && (int64(s.Bavail)*s.Bsize < c.reserve || s.Files > 0 && s.Ffree < s.Files/50) {
 			c.err = noRoom(c.img)
 			return n, c.err
 		}
@@ -309,6 +309,15 @@ func (c *counted) Read(p []byte) (int, error) {
 func (c *counted) filter(h *tar.Header) (bool, error) {
 	if c.entries++; c.entries > maxEntries {
 		c.err = bad(c.img, "its layer %s has more than %d files", c.layer.Digest, maxEntries)
+		return false, c.err
+	}
+	// The zeros of a sparse file are made, not read: nothing would bound them.
+	sparse := h.Typeflag == tar.TypeGNUSparse
+	for key := range h.PAXRecords {
+		sparse = sparse || strings.HasPrefix(key, "GNU.sparse.")
+	}
+	if sparse {
+		c.err = bad(c.img, "its layer %s has a sparse file %.200q", c.layer.Digest, h.Name)
 		return false, c.err
 	}
 	names := []string{h.Name}

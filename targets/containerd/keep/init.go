@@ -12,15 +12,14 @@ import (
 // Init starts command as a container's process 1, tells on the named pipe started how that
 // went, and returns the exit code that the container ends with.
 func Init(started string, command []string) int {
-	// Opened for both directions, so that nobody needs to listen.
-	pipe, err := os.OpenFile(started, os.O_RDWR|syscall.O_NONBLOCK, 0)
-	if err != nil {
+	// The image's user may write it and not read it. Where nobody listens there is nothing to be told.
+	pipe, err := os.OpenFile(started, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil && !errors.Is(err, syscall.ENXIO) {
 		fmt.Fprintln(os.Stderr, "atelier-keep:", err)
 		return 1
 	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGPIPE)
 	child, err := start(command)
 	if err != nil {
 		say(pipe, Failed+err.Error())
@@ -33,7 +32,7 @@ func Init(started string, command []string) int {
 			if status, ended := reap(child); ended {
 				return status
 			}
-		case syscall.SIGURG: // Go's own
+		case syscall.SIGURG, syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU: // its own; to ignore them would be inherited
 		default:
 			_ = syscall.Kill(child, sig.(syscall.Signal)) // it may have ended: then SIGCHLD is on its way
 		}
