@@ -157,7 +157,7 @@ func (q *queue) write() {
 		case <-q.ctx.Done():
 			// Who puts from now on sees that it has ended, so that nothing is left in the channel.
 			q.putting.Lock()
-			q.putting.Unlock() //nolint:staticcheck // it was held for that alone
+			q.putting.Unlock()
 			for {
 				select {
 				case p := <-q.in:
