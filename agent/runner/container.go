@@ -36,6 +36,10 @@ func (i *instance) verifyImage() error {
 		return nil
 	}
 	if err := i.runner.opts.VerifyImage(i.module.Image); err != nil {
+		var untrusted *trust.Error
+		if !errors.As(err, &untrusted) {
+			return err
+		}
 		return &refusal{why: trust.WhyOf(err)}
 	}
 	return nil

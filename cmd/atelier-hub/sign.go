@@ -11,6 +11,13 @@ import (
 // signPackage signs the images of a package that was built, with what it was made of. Where
 // the workspace has a registry of its own, nothing is in the hub's to be signed.
 func (h *hub) signPackage(ctx context.Context, workspace string, p atelier.Package) error {
+	w, err := h.images.Workspace(ctx, workspace)
+	if err != nil {
+		return err
+	}
+	if images.Elsewhere(w) != nil {
+		return nil
+	}
 	lineage := p.Lineage()
 	lineage.Builder = "atelier-hub " + version
 	for _, m := range []*atelier.Descriptor{p.Manifest, p.ModelPack.Manifest} {
@@ -20,9 +27,6 @@ func (h *hub) signPackage(ctx context.Context, workspace string, p atelier.Packa
 		_, err := h.signing.Sign(ctx, workspace, signing.Order{
 			Repository: p.Repository, Ref: images.Reference(m.Digest), Lineage: lineage, Unlisted: m == p.ModelPack.Manifest,
 		})
-		if atelier.CodeOf(err) == atelier.Conflict { // it keeps its images elsewhere
-			return nil
-		}
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func (s *Service) Sign(ctx context.Context, workspace string, o Order) (atelier.
 	if err != nil {
 		return atelier.Image{}, err
 	}
-	job := &job{Service: s, workspace: workspace, name: w.Name, order: o, keys: k}
+	job := &job{Service: s, seen: map[string]bool{}, workspace: workspace, name: w.Name, order: o, keys: k}
 	if err := job.sign(ctx, img, manifest, 0); err != nil {
 		return atelier.Image{}, err
 	}
@@ -71,6 +71,7 @@ type job struct {
 	name      string // the workspace's
 	order     Order
 	keys      keys
+	seen      map[string]bool // digests of images that were dealt with
 }
 
 // maxDepth bounds indexes of indexes.
@@ -92,6 +93,10 @@ func (j *job) sign(ctx context.Context, img catalog.Image, manifest []byte, dept
 	if depth > maxDepth {
 		return atelier.Errorf(atelier.TooLarge, "the index names indexes that name indexes, more than %d deep", maxDepth)
 	}
+	if j.seen[img.Digest] { // indexes may name an image again and again
+		return nil
+	}
+	j.seen[img.Digest] = true
 	for _, d := range m.Manifests {
 		part, body, err := j.c.Images.Manifest(ctx, j.workspace, j.order.Repository, images.Reference(d.Digest))
 		if err != nil {

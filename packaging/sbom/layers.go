@@ -36,6 +36,7 @@ type Contents struct {
 	records map[string][]Package // by the path of the package manager's record
 	distro  map[string]string    // by the path of the file that says it
 	entries int
+	found   int // packages that were read, hidden ones included
 }
 
 // AddLayer adds the next layer, a tar archive that may be compressed with gzip or zstd.
@@ -78,10 +79,18 @@ func (c *Contents) AddLayer(ctx context.Context, layer io.ReaderAt, size int64) 
 	}
 	maps.Copy(c.records, found.records)
 	maps.Copy(c.distro, found.distro)
-	if len(c.records) > maxRecords {
+	if c.packages() > maxRecords {
 		return atelier.Errorf(atelier.TooLarge, "the image has more than %d packages", maxRecords)
 	}
 	return nil
+}
+
+// packages is how many there are, counting each record as one at least.
+func (c *Contents) packages() (n int) {
+	for _, list := range c.records {
+		n += max(1, len(list))
+	}
+	return n
 }
 
 // hide takes away what a layer hides of those below it: one name in a directory, or all
@@ -107,10 +116,11 @@ func (c *Contents) record(name string, r io.Reader) error {
 		if int64(len(b)) > limit {
 			return atelier.Errorf(atelier.TooLarge, "the file %.300s in it has more than %d bytes", name, limit)
 		}
-		if len(c.records) > maxRecords {
+		list := parse(b)
+		if c.found += max(1, len(list)); c.found > maxRecords {
 			return atelier.Errorf(atelier.TooLarge, "it has more than %d packages", maxRecords)
 		}
-		c.records[name] = parse(b)
+		c.records[name] = list
 		return nil
 	}
 	switch {

@@ -25,22 +25,24 @@ func fields(b []byte, fn func(name, value string)) (rest []byte) {
 		}
 		if line[0] == ' ' || line[0] == '\t' {
 			if len(value) < maxText {
-				value += "\n" + string(bytes.TrimSpace(line))
+				line = bytes.TrimSpace(line)
+				value += "\n" + string(line[:min(len(line), maxText)])
 			}
 			continue
 		}
 		flush()
 		n, v, ok := strings.Cut(string(line), ":")
 		if ok {
-			name, value = strings.ToLower(strings.TrimSpace(n)), strings.TrimSpace(v)
+			v = strings.TrimSpace(v)
+			name, value = strings.ToLower(strings.TrimSpace(n)), strings.Clone(v[:min(len(v), maxText)]) // the record itself does not stay
 		}
 	}
 	flush()
 	return b
 }
 
-// maxText bounds a value that goes over several lines, such as a licence's text.
-const maxText = 16 << 10
+// maxText bounds a value, and each line of one that goes over several, such as a licence's text.
+const maxText = 4 << 10
 
 // parsePython reads the core metadata of a Python distribution:
 // https://packaging.python.org/en/latest/specifications/core-metadata/.
@@ -71,7 +73,7 @@ func parsePython(b []byte) []Package {
 
 // parseDebian reads what dpkg keeps of the packages that are installed.
 func parseDebian(b []byte) (list []Package) {
-	for len(b) > 0 {
+	for len(b) > 0 && len(list) <= maxRecords { // more are refused
 		p := Package{Kind: Debian}
 		installed := true
 		b = fields(b, func(name, value string) {
@@ -95,7 +97,7 @@ func parseDebian(b []byte) (list []Package) {
 
 // parseAlpine reads what apk keeps of the packages that are installed.
 func parseAlpine(b []byte) (list []Package) {
-	for len(b) > 0 {
+	for len(b) > 0 && len(list) <= maxRecords { // more are refused
 		p := Package{Kind: Alpine}
 		// The names of fields are single letters, and differ by case.
 		var stanza []byte
