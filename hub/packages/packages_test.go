@@ -480,7 +480,7 @@ func TestBasesRefuse(t *testing.T) {
 
 // TestLargeModel builds a package of a large file, with little memory.
 func TestLargeModel(t *testing.T) {
-	t.Parallel()
+	// Not in parallel: what others allocate would count.
 	b := newBench(t)
 	b.base("base", "root file system")
 	const size = 192 << 20
