@@ -57,7 +57,7 @@ func (s *server) registerSigning(api huma.API) {
 	})
 	register(s, api, operation{
 		ID: "rotate-signing-key", Method: http.MethodPost, Path: keys + "/rotate", Tag: tag, Summary: "Give a workspace a new key for images",
-		Description: "What the older keys signed stays trusted, unless they are revoked: then images in use are to be signed again.",
+		Description: "What the older keys signed stays trusted, unless they are revoked: then images in use are to be signed and deployed again.",
 		Verb:        access.SigningKeyRotate, Kind: "signing-key", Errors: []atelier.Code{atelier.Conflict},
 	}, func(ctx context.Context, in *struct {
 		WorkspaceParam

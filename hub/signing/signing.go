@@ -253,7 +253,7 @@ func (k keys) shown() []atelier.SigningKey {
 
 // Rotate makes a new key for the workspace's images; the first one where there is none.
 // What older keys signed stays trusted, unless revoke: then devices take only what the
-// new key signs, as soon as they hear of it, and images in use are to be signed again.
+// new key signs, as soon as they hear of it, and images in use are to be signed and deployed again.
 // The private half of the older key is gone either way. It returns the keys as Keys does.
 func (s *Service) Rotate(ctx context.Context, workspace string, revoke bool) ([]atelier.SigningKey, error) {
 	s.mu.Lock()
